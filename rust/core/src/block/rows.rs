@@ -1,0 +1,248 @@
+//! Row drivers: whole tensors in, whole tensors out, in parallel, with every check made before a kernel runs.
+
+use crate::block::{Rows, validate};
+use crate::error::{Error, Result};
+use crate::float;
+use crate::ggml::{GgmlType, Importance};
+use crate::kernels::{Kernels, kernels};
+use crate::parallel;
+use rayon::prelude::*;
+
+/// Destinations of at least this many bytes are written past the caches (larger than any second-level cache).
+const STREAM_BYTES: usize = 8 << 20;
+/// Elements per parallel task: enough to amortise the hand-over, few enough to balance and to stay in the caches.
+const TASK: usize = 1 << 16;
+
+/// Destination of a decode, by element type.
+pub enum Floats<'a> {
+    /// f32 values.
+    F32(&'a mut [f32]),
+    /// f16 bits, rounded once from f32.
+    F16(&'a mut [u16]),
+    /// bf16 bits, rounded once from f32.
+    Bf16(&'a mut [u16]),
+}
+
+impl Floats<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Floats::F32(d) => d.len(),
+            Floats::F16(d) | Floats::Bf16(d) => d.len(),
+        }
+    }
+}
+
+/// Decodes rows of `columns` elements stored as `ty` into `dst`; bit for bit what ggml gives.
+///
+/// # Errors
+/// `Argument` if a row is not a whole number of blocks or the lengths disagree; `Unsupported` if the type has no decoder.
+pub fn decode(ty: GgmlType, src: &[u8], columns: usize, dst: Floats<'_>) -> Result<()> {
+    decode_with(kernels(), ty, src, columns, dst)
+}
+
+/// [`decode`] with the kernels of a given level.
+pub fn decode_with(k: &Kernels, ty: GgmlType, src: &[u8], columns: usize, dst: Floats<'_>) -> Result<()> {
+    if !ty.decodes() {
+        return Err(Error::unsupported(format!("{} has no decoder to floats", ty.name())));
+    }
+    check_sizes(ty, src.len(), columns, dst.len())?;
+    let decode = k.block(ty).decode;
+    let task = (TASK / ty.block()).max(1);
+    let (block, bytes) = (ty.block() * task, ty.block_bytes() * task);
+    match dst {
+        Floats::F32(dst) => {
+            let stream = std::mem::size_of_val(dst) >= STREAM_BYTES;
+            if dst.len() <= block || parallel::num_threads() == 1 {
+                decode(src, dst, stream);
+            } else {
+                parallel::install(|| {
+                    dst.par_chunks_mut(block).zip(src.par_chunks(bytes)).for_each(|(d, s)| decode(s, d, stream));
+                });
+            }
+        }
+        Floats::F16(dst) => decode_narrow(ty, src, dst, decode, k.to_f16),
+        Floats::Bf16(dst) => decode_narrow(ty, src, dst, decode, k.to_bf16),
+    }
+    Ok(())
+}
+
+/// Decodes through an f32 buffer that stays in the first-level cache, rounding once.
+fn decode_narrow(
+    ty: GgmlType,
+    src: &[u8],
+    dst: &mut [u16],
+    decode: fn(&[u8], &mut [f32], bool),
+    narrow: fn(&[f32], &mut [u16]),
+) {
+    const TILE: usize = 2048;
+    let bytes = TILE / ty.block() * ty.block_bytes();
+    let run = |d: &mut [u16], s: &[u8]| {
+        let mut tile = [0f32; TILE];
+        for (d, s) in d.chunks_mut(TILE).zip(s.chunks(bytes)) {
+            let t = &mut tile[..d.len()];
+            decode(s, t, false);
+            narrow(t, d);
+        }
+    };
+    let tiles = TASK / TILE;
+    parallel::install(|| {
+        dst.par_chunks_mut(TILE * tiles).zip(src.par_chunks(bytes * tiles)).for_each(|(d, s)| run(d, s));
+    });
+}
+
+fn check_sizes(ty: GgmlType, bytes: usize, columns: usize, elements: usize) -> Result<()> {
+    let row = ty.row_bytes(columns as u64)? as usize;
+    if columns == 0 || elements == 0 {
+        return if bytes == 0 && elements == 0 {
+            Ok(())
+        } else {
+            Err(Error::argument(format!("{bytes} bytes of {} for {elements} elements", ty.name())))
+        };
+    }
+    let rows = elements / columns;
+    if rows * columns != elements || rows.checked_mul(row) != Some(bytes) {
+        return Err(Error::argument(format!(
+            "{elements} elements in rows of {columns} take {} bytes as {}, found {bytes}",
+            (rows as u128) * (row as u128),
+            ty.name()
+        )));
+    }
+    Ok(())
+}
+
+/// Source of an encode, by element type. 16-bit floats are widened exactly, tile by tile.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// f32 values.
+    F32(&'a [f32]),
+    /// f16 bits.
+    F16(&'a [u16]),
+    /// bf16 bits.
+    Bf16(&'a [u16]),
+}
+
+impl Source<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Source::F32(s) => s.len(),
+            Source::F16(s) | Source::Bf16(s) => s.len(),
+        }
+    }
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Encodes rows of `columns` elements as `ty` into `dst`: the bytes of ggml's reference quantizer.
+///
+/// `importance` holds `columns` weights, used for every row. Every level and thread count gives the same bytes.
+///
+/// # Errors
+/// `Argument` for lengths that disagree and for missing or misplaced importance; `NonFinite` (with row and column) for
+/// NaN or infinity in the source, and where a result would hold a scale that is not finite; `Unsupported` for integers.
+pub fn encode(ty: GgmlType, src: Source<'_>, columns: usize, importance: Option<&[f32]>, dst: &mut [u8]) -> Result<()> {
+    encode_with(kernels(), ty, src, columns, importance, dst)
+}
+
+/// [`encode`] with the kernels of a given level.
+pub fn encode_with(
+    k: &Kernels,
+    ty: GgmlType,
+    src: Source<'_>,
+    columns: usize,
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) -> Result<()> {
+    if matches!(ty, GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64) {
+        return Err(Error::unsupported(format!("{} has no encoder from floats", ty.name())));
+    }
+    check_sizes(ty, dst.len(), columns, src.len())?;
+    let importance = match (ty.importance(), importance) {
+        (Importance::Ignored, _) => None,
+        (Importance::Required, None) => {
+            return Err(Error::argument(format!(
+                "{} cannot be encoded without importance weights (an importance matrix): pass importance=, or choose a type that does not need them",
+                ty.name()
+            )));
+        }
+        (_, w) => w,
+    };
+    if let Some(w) = importance {
+        if w.len() != columns {
+            return Err(Error::argument(format!("{} importance weights for rows of {columns}", w.len())));
+        }
+        if let Some(c) = w.iter().position(|w| !w.is_finite() || *w < 0.0) {
+            return Err(Error::argument(format!(
+                "importance weight {c} is {}: weights must be finite and not negative",
+                w[c]
+            )));
+        }
+    }
+    if src.is_empty() {
+        return Ok(());
+    }
+    let row_bytes = dst.len() / (src.len() / columns);
+    let rows_per_task = (TASK / columns).max(1);
+    let run = |(task, d): (usize, &mut [u8])| {
+        let start = task * rows_per_task * columns;
+        let end = (start + rows_per_task * columns).min(src.len());
+        encode_task(k, ty, src, start..end, columns, importance, d)
+    };
+    let tasks = dst.chunks_mut(row_bytes * rows_per_task).enumerate();
+    if parallel::num_threads() == 1 || src.len() <= TASK {
+        return tasks.map(run).collect();
+    }
+    // The first error by position, whatever finishes first.
+    let results: Vec<Result<()>> =
+        parallel::install(|| dst.par_chunks_mut(row_bytes * rows_per_task).enumerate().map(run).collect());
+    results.into_iter().collect()
+}
+
+fn encode_task(
+    k: &Kernels,
+    ty: GgmlType,
+    src: Source<'_>,
+    range: std::ops::Range<usize>,
+    columns: usize,
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) -> Result<()> {
+    let start = range.start;
+    let wide: Vec<f32>;
+    let x = match src {
+        Source::F32(s) => &s[range],
+        Source::F16(s) => {
+            wide = s[range].iter().map(|h| float::f16_to_f32(*h)).collect();
+            &wide
+        }
+        Source::Bf16(s) => {
+            wide = s[range].iter().map(|h| float::bf16_to_f32(*h)).collect();
+            &wide
+        }
+    };
+    if let Some(i) = (k.first_non_finite)(x) {
+        let (row, column) = ((start + i) / columns, (start + i) % columns);
+        return Err(Error::non_finite(
+            format!("the value is {}; only finite values can be encoded", x[i]),
+            row,
+            column,
+        ));
+    }
+    (k.block(ty).encode)(Rows { x, n_per_row: columns, importance }, dst);
+    if let Some(b) = validate::first_invalid_block(ty, dst) {
+        let at = start + b * ty.block();
+        let (row, column) = (at / columns, at % columns);
+        return Err(Error::non_finite(
+            format!(
+                "the values from here to column {} are too large for {}: a scale overflows its 16-bit float",
+                column + ty.block() - 1,
+                ty.name()
+            ),
+            row,
+            column,
+        ));
+    }
+    Ok(())
+}

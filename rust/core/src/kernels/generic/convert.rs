@@ -1,0 +1,54 @@
+//! Element conversions: f32 to 16-bit floats, and the search for values that are not finite.
+
+use crate::float;
+use crate::kernels::simd::{LANES, Simd};
+
+/// f32 to f16 bits.
+#[inline(always)]
+pub unsafe fn to_f16<S: Simd>(src: &[f32], dst: &mut [u16]) {
+    assert_eq!(src.len(), dst.len());
+    let whole = src.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        unsafe { S::store_f16(dst.as_mut_ptr().add(i), S::load(src.as_ptr().add(i))) }
+    }
+    for (x, h) in src[whole..].iter().zip(&mut dst[whole..]) {
+        *h = float::f32_to_f16(*x);
+    }
+}
+
+/// f32 to bf16 bits.
+#[inline(always)]
+pub unsafe fn to_bf16<S: Simd>(src: &[f32], dst: &mut [u16]) {
+    assert_eq!(src.len(), dst.len());
+    let whole = src.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        unsafe {
+            let x = S::bits(S::load(src.as_ptr().add(i)));
+            let odd = S::iand(S::ishr::<16>(x), S::isplat(1));
+            let round = S::ishr::<16>(S::iadd(x, S::iadd(odd, S::isplat(0x7FFF))));
+            let nan = S::igt(S::iand(x, S::isplat(0x7FFF_FFFF)), S::isplat(0x7F80_0000));
+            let quiet = S::ior(S::ishr::<16>(x), S::isplat(0x40));
+            S::store_u16(dst.as_mut_ptr().add(i), S::iselect(nan, quiet, round));
+        }
+    }
+    for (x, h) in src[whole..].iter().zip(&mut dst[whole..]) {
+        *h = float::f32_to_bf16(*x);
+    }
+}
+
+/// Index of the first NaN or infinity.
+#[inline(always)]
+pub unsafe fn first_non_finite<S: Simd>(src: &[f32]) -> Option<usize> {
+    let whole = src.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        unsafe {
+            let x = S::bits(S::load(src.as_ptr().add(i)));
+            let bad = S::igt(S::iand(x, S::isplat(0x7FFF_FFFF)), S::isplat(0x7F7F_FFFF));
+            let bits = S::m_bits(bad);
+            if bits != 0 {
+                return Some(i + bits.trailing_zeros() as usize);
+            }
+        }
+    }
+    src[whole..].iter().position(|x| !x.is_finite()).map(|i| whole + i)
+}

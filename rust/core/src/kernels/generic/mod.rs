@@ -1,0 +1,15 @@
+//! The vector algorithms, once each, over [`super::simd::Simd`]. One file per family, named as in [`crate::block`].
+
+pub mod convert;
+pub mod legacy;
+
+/// Orders streaming stores before whatever follows.
+#[inline(always)]
+#[allow(dead_code)]
+pub(super) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of the x86-64 baseline.
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    };
+}

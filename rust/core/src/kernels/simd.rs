@@ -1,0 +1,154 @@
+//! The small vector trait that generic kernels are written over.
+//!
+//! A vector always has **16 lanes**, whatever the level: one `__m512`, two `__m256` or four `float32x4_t`. Kernels put
+//! 16 consecutive elements (decode) or 16 blocks (encode: the scalar order of operations is kept in each lane) into it.
+//! Every operation is one IEEE binary32 operation, rounded to nearest even; nothing is fused or reassociated, so results
+//! equal the scalar reference bit for bit.
+//!
+//! # Safety
+//! All functions require that the processor has the features of the level (they are only reached through a kernel table
+//! that exists after detection, inside a function with these target features) and that pointers are valid for the 16
+//! elements read or written. Everything must be `#[inline(always)]`: a call that is not inlined loses the features.
+
+#![allow(clippy::missing_safety_doc)]
+
+/// Lanes of every vector.
+pub const LANES: usize = 16;
+
+/// A SIMD level as a set of operations on 16 lanes. See the module for the safety contract of all functions.
+#[allow(missing_docs)]
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// 16 × f32.
+    type F: Copy;
+    /// 16 × i32.
+    type I: Copy;
+    /// 16 × bool.
+    type M: Copy;
+
+    // --- f32 lanes ---
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, v: Self::F);
+    /// Non-temporal store; `p` is 64-byte aligned.
+    unsafe fn stream(p: *mut f32, v: Self::F);
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sqrt(a: Self::F) -> Self::F;
+    /// `a > b ? a : b` (b when either is NaN).
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b` (b when either is NaN).
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn lt(a: Self::F, b: Self::F) -> Self::M;
+    unsafe fn le(a: Self::F, b: Self::F) -> Self::M;
+    unsafe fn eq(a: Self::F, b: Self::F) -> Self::M;
+    /// `m ? a : b`.
+    unsafe fn select(m: Self::M, a: Self::F, b: Self::F) -> Self::F;
+    /// Conversion that truncates toward zero; out of range and NaN give `i32::MIN` (the x86 result).
+    unsafe fn trunc(a: Self::F) -> Self::I;
+    unsafe fn bits(a: Self::F) -> Self::I;
+    unsafe fn from_bits(a: Self::I) -> Self::F;
+    /// Lane `i` becomes `table[idx[i] & 15]`.
+    unsafe fn lookup(table: Self::F, idx: Self::I) -> Self::F;
+    /// Lane `i` becomes `p[idx[i]]`.
+    unsafe fn gather(p: *const f32, idx: Self::I) -> Self::F;
+    /// Transposes a 16×16 matrix: result `[i]` lane `j` = `rows[j]` lane `i`.
+    unsafe fn transpose(rows: &mut [Self::F; LANES]);
+
+    // --- masks ---
+    unsafe fn m_and(a: Self::M, b: Self::M) -> Self::M;
+    unsafe fn m_or(a: Self::M, b: Self::M) -> Self::M;
+    unsafe fn m_not(a: Self::M) -> Self::M;
+    /// Bit `i` = lane `i`.
+    unsafe fn m_bits(a: Self::M) -> u32;
+    unsafe fn m_from_bits(bits: u32) -> Self::M;
+
+    // --- i32 lanes (wrapping) ---
+    unsafe fn isplat(x: i32) -> Self::I;
+    unsafe fn iload(p: *const i32) -> Self::I;
+    unsafe fn istore(p: *mut i32, v: Self::I);
+    unsafe fn iadd(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn isub(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn imul(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn iand(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn ior(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn ixor(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn imin(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn imax(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn ishl<const N: i32>(a: Self::I) -> Self::I;
+    /// Logical shift right.
+    unsafe fn ishr<const N: i32>(a: Self::I) -> Self::I;
+    /// Logical shift right by a count per lane (counts 0..=31).
+    unsafe fn ishrv(a: Self::I, n: Self::I) -> Self::I;
+    /// Shift left by a count per lane (counts 0..=31).
+    unsafe fn ishlv(a: Self::I, n: Self::I) -> Self::I;
+    unsafe fn ieq(a: Self::I, b: Self::I) -> Self::M;
+    unsafe fn igt(a: Self::I, b: Self::I) -> Self::M;
+    unsafe fn iselect(m: Self::M, a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn to_f(a: Self::I) -> Self::F;
+    unsafe fn igather(p: *const i32, idx: Self::I) -> Self::I;
+    unsafe fn ilookup(table: Self::I, idx: Self::I) -> Self::I;
+
+    // --- narrow memory ---
+    unsafe fn load_u8(p: *const u8) -> Self::I;
+    unsafe fn load_i8(p: *const i8) -> Self::I;
+    unsafe fn load_u16(p: *const u16) -> Self::I;
+    /// Stores the low 8 bits of each lane (16 bytes).
+    unsafe fn store_u8(p: *mut u8, v: Self::I);
+    /// Stores the low 16 bits of each lane (32 bytes).
+    unsafe fn store_u16(p: *mut u16, v: Self::I);
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Rounds to nearest even; NaN → sign | 0x7E00.
+    unsafe fn store_f16(p: *mut u16, v: Self::F);
+
+    // --- derived; the same at every level ---
+    #[inline(always)]
+    unsafe fn gt(a: Self::F, b: Self::F) -> Self::M {
+        unsafe { Self::lt(b, a) }
+    }
+    #[inline(always)]
+    unsafe fn ge(a: Self::F, b: Self::F) -> Self::M {
+        unsafe { Self::le(b, a) }
+    }
+    #[inline(always)]
+    unsafe fn m_any(a: Self::M) -> bool {
+        unsafe { Self::m_bits(a) != 0 }
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        unsafe { Self::from_bits(Self::iand(Self::bits(a), Self::isplat(0x7FFF_FFFF))) }
+    }
+    #[inline(always)]
+    unsafe fn neg(a: Self::F) -> Self::F {
+        unsafe { Self::from_bits(Self::ixor(Self::bits(a), Self::isplat(i32::MIN))) }
+    }
+    /// [`crate::float::nint`]: rounding by the magic constant, bit for bit also outside ±2^22.
+    #[inline(always)]
+    unsafe fn nint(a: Self::F) -> Self::I {
+        unsafe {
+            let t = Self::bits(Self::add(a, Self::splat(12_582_912.0)));
+            Self::isub(Self::iand(t, Self::isplat(0x007F_FFFF)), Self::isplat(0x0040_0000))
+        }
+    }
+    /// [`crate::float::rha`] as an integer: half away from zero; out of range and NaN give `i32::MIN`.
+    #[inline(always)]
+    unsafe fn rha(a: Self::F) -> Self::I {
+        unsafe {
+            let i = Self::trunc(a);
+            let d = Self::sub(a, Self::to_f(i));
+            let one = Self::isplat(1);
+            let zero = Self::isplat(0);
+            // Beyond 2^23 every float is whole: nothing to round, and `d` is meaningless out of range.
+            let small = Self::lt(Self::abs(a), Self::splat(8_388_608.0));
+            let up = Self::m_and(small, Self::ge(d, Self::splat(0.5)));
+            let down = Self::m_and(small, Self::le(d, Self::splat(-0.5)));
+            Self::isub(Self::iadd(i, Self::iselect(up, one, zero)), Self::iselect(down, one, zero))
+        }
+    }
+    /// Stores normally or, when `STREAM`, past the caches.
+    #[inline(always)]
+    unsafe fn put<const STREAM: bool>(p: *mut f32, v: Self::F) {
+        unsafe { if STREAM { Self::stream(p, v) } else { Self::store(p, v) } }
+    }
+}

@@ -1,0 +1,23 @@
+//! Every ceiling in one place, each with its reason. A file that meets one is refused with
+//! [`crate::ErrorKind::Limit`] before anything is allocated.
+
+/// Largest safetensors header in bytes: the reference implementation's own cap (100 MB).
+pub const SAFETENSORS_HEADER: u64 = 100_000_000;
+/// Most tensors in one file: far above any published checkpoint (~100,000), low enough to list in a second.
+pub const TENSORS: u64 = 1 << 20;
+/// Most metadata keys in one file.
+pub const METADATA_KEYS: u64 = 1 << 20;
+/// Largest `general.alignment` of a GGUF file; ggml has no cap, writers use 32 to 4096.
+pub const GGUF_ALIGNMENT: u64 = 1 << 20;
+/// Longest GGUF tensor name in bytes: ggml's 64 with terminator.
+pub const GGUF_NAME: u64 = 63;
+/// Most dimensions of a GGUF tensor (ggml's `GGML_MAX_DIMS`).
+pub const GGUF_DIMS: u32 = 4;
+/// Longest GGUF key in bytes: ggml writes keys far below this (its own cap is 65535).
+pub const GGUF_KEY: u64 = 65_535;
+/// Most dimensions of a safetensors tensor; NumPy's own limit is 64.
+pub const SAFETENSORS_DIMS: usize = 64;
+/// Most shards of one checkpoint: five digits in the shard name.
+pub const SHARDS: u64 = 99_999;
+/// Largest JSON side file (config.json, tokenizer.json, index) that is read into memory.
+pub const JSON_BYTES: u64 = 512 << 20;
