@@ -114,6 +114,11 @@ impl GgmlType {
 
     /// Whether values can be decoded to floats (all weight and float types; not integers, not Q8_1).
     pub fn decodes(self) -> bool {
-        !matches!(self, Self::Q8_1 | Self::I8 | Self::I16 | Self::I32 | Self::I64)
+        self.encodes() && self != Self::Q8_1
+    }
+
+    /// Whether floats can be encoded (every type but the integers).
+    pub fn encodes(self) -> bool {
+        !matches!(self, Self::I8 | Self::I16 | Self::I32 | Self::I64)
     }
 }

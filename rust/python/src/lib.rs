@@ -1,8 +1,14 @@
 //! The extension module `subbyte._native`: signatures, checks and error mapping; no logic.
 
+mod arrays;
+mod codec;
+mod errors;
+
 use pyo3::prelude::*;
 
-#[pymodule]
+// No function keeps state of its own that threads could race for, so free-threaded Python needs no lock either.
+#[pymodule(gil_used = false)]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add("__version__", env!("CARGO_PKG_VERSION"))
+    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    codec::register(m)
 }

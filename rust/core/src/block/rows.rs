@@ -121,7 +121,14 @@ pub enum Source<'a> {
     Bf16(&'a [u16]),
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn slice(self, range: std::ops::Range<usize>) -> Source<'a> {
+        match self {
+            Source::F32(s) => Source::F32(&s[range]),
+            Source::F16(s) => Source::F16(&s[range]),
+            Source::Bf16(s) => Source::Bf16(&s[range]),
+        }
+    }
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
@@ -146,6 +153,40 @@ pub fn encode(ty: GgmlType, src: Source<'_>, columns: usize, importance: Option<
     encode_with(kernels(), ty, src, columns, importance, dst)
 }
 
+/// [`encode`] of `groups` equally large parts in a row (the experts of a layer), each with its own `columns` weights in
+/// `importance`. Errors name the row in the whole.
+///
+/// # Errors
+/// As [`encode`]; `Argument` if the source, the weights or the destination cannot be divided so.
+pub fn encode_groups(
+    ty: GgmlType,
+    src: Source<'_>,
+    columns: usize,
+    groups: usize,
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) -> Result<()> {
+    let (elements, bytes) = (src.len() / groups.max(1), dst.len() / groups.max(1));
+    let weights = importance.is_none_or(|w| w.len() / groups.max(1) == columns && w.len() % columns.max(1) == 0);
+    if elements * groups != src.len() || bytes * groups != dst.len() || !weights {
+        return Err(Error::argument(format!(
+            "{} elements in rows of {columns}, {} importance weights and {} bytes do not divide into {groups} groups",
+            src.len(),
+            importance.map_or(0, <[f32]>::len),
+            dst.len()
+        )));
+    }
+    for g in 0..groups {
+        let part = src.slice(g * elements..(g + 1) * elements);
+        let weights = importance.map(|w| &w[g * columns..(g + 1) * columns]);
+        encode(ty, part, columns, weights, &mut dst[g * bytes..(g + 1) * bytes]).map_err(|e| Error {
+            element: e.element.map(|(row, column)| (row + g * elements / columns, column)),
+            ..e
+        })?;
+    }
+    Ok(())
+}
+
 /// [`encode`] with the kernels of a given level.
 pub fn encode_with(
     k: &Kernels,
@@ -155,7 +196,7 @@ pub fn encode_with(
     importance: Option<&[f32]>,
     dst: &mut [u8],
 ) -> Result<()> {
-    if matches!(ty, GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64) {
+    if !ty.encodes() {
         return Err(Error::unsupported(format!("{} has no encoder from floats", ty.name())));
     }
     check_sizes(ty, dst.len(), columns, src.len())?;

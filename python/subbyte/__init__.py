@@ -1,0 +1,94 @@
+"""Quantized tensor formats, byte-exact and fast: decode, encode, open, convert, verify.
+
+Everything here is loaded on first use: importing the package imports neither NumPy nor the extension module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from subbyte.errors import (
+    ArgumentError,
+    CorruptError,
+    Error,
+    FormatError,
+    IoError,
+    LimitError,
+    NonFiniteError,
+    PluginError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from subbyte._native import __version__
+    from subbyte.api import decode, encode, open
+    from subbyte.checkpoint import Checkpoint, Weight
+    from subbyte.codec import Codec, Encoded, codec_ids, get_codec, register_codec
+    from subbyte.convert import convert, inspect, list_codecs, list_formats, list_levels, verify
+
+__all__ = [
+    "ArgumentError",
+    "Checkpoint",
+    "Codec",
+    "CorruptError",
+    "Encoded",
+    "Error",
+    "FormatError",
+    "IoError",
+    "LimitError",
+    "NonFiniteError",
+    "PluginError",
+    "UnsupportedError",
+    "Weight",
+    "__version__",
+    "codec_ids",
+    "convert",
+    "decode",
+    "encode",
+    "get_codec",
+    "inspect",
+    "list_codecs",
+    "list_formats",
+    "list_levels",
+    "open",
+    "register_codec",
+    "verify",
+]
+
+_LAZY = {
+    name: module
+    for module, names in {
+        "subbyte._native": ("__version__",),
+        "subbyte.api": ("decode", "encode", "open"),
+        "subbyte.checkpoint": ("Checkpoint", "Weight"),
+        "subbyte.codec": ("Codec", "Encoded", "codec_ids", "get_codec", "register_codec"),
+        "subbyte.convert": ("convert", "inspect", "list_codecs", "list_formats", "list_levels", "verify"),
+    }.items()
+    for name in names
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'subbyte' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `subbyte.convert` the function: importing the subpackage of that name would otherwise replace it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,25 @@
+# The extension module. Buffers are C-contiguous bytes (`numpy.uint8`); `subbyte.arrays` makes them from arrays.
+
+from typing import Any
+
+__version__: str
+
+def ggml_types() -> list[tuple[str, int, int, int, str, bool, bool]]:
+    """Name, id, elements and bytes per block, use of importance weights, has a decoder, has an encoder; per ggml type."""
+
+def decode(name: str, blocks: Any, columns: int, dtype: str, out: Any) -> None:
+    """Decodes rows of `columns` elements stored as `name` into `out`, whose elements are of type `dtype`."""
+
+def encode(
+    name: str, array: Any, dtype: str, columns: int, groups: int, importance: Any | None, out: Any
+) -> None:
+    """Encodes `groups` equal parts of `array` as `name` into `out`; `importance` holds float32 weights per group."""
+
+def level() -> str:
+    """The SIMD level in use."""
+
+def levels() -> list[tuple[str, bool]]:
+    """Every SIMD level, lowest first, and whether this processor can run it."""
+
+def num_threads() -> int:
+    """Threads that long calls use."""
