@@ -3,13 +3,13 @@
 use crate::float::f16_to_f32;
 use crate::ggml::GgmlType;
 
-/// Byte offsets of the f16 fields of one block that must be finite.
+/// Byte offsets of the f16 fields of one block that must be finite (the sum of Q8_1 need not be).
 fn f16_fields(ty: GgmlType) -> &'static [usize] {
     use GgmlType::*;
     match ty {
-        F16 | Q4_0 | Q5_0 | Q8_0 | IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | Q1_0
-        | Q2_0 => &[0],
-        Q4_1 | Q5_1 | Q8_1 | Q4_K | Q5_K => &[0, 2],
+        F16 | Q4_0 | Q5_0 | Q8_0 | Q8_1 | IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS
+        | Q1_0 | Q2_0 => &[0],
+        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
         Q2_K => &[80, 82],
         Q3_K => &[108],
         Q6_K => &[208],

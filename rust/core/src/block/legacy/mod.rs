@@ -1,6 +1,52 @@
 //! Blocks of 32 (64, 128) elements with f16 scales: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q1_0, Q2_0.
 
+mod q1_0;
+mod q2_0;
+mod q4;
+mod q5;
 mod q8_0;
+mod q8_1;
 
+pub use q1_0::Q1_0;
+pub use q2_0::Q2_0;
+pub use q4::{Q4_0, Q4_1};
+pub use q5::{Q5_0, Q5_1};
 pub use q8_0::Q8_0;
-super::stub_formats!(Q4_0: Q4_0, Q4_1: Q4_1, Q5_0: Q5_0, Q5_1: Q5_1, Q8_1: Q8_1, Q1_0: Q1_0, Q2_0: Q2_0);
+pub use q8_1::Q8_1;
+
+use crate::float;
+
+/// The first element of largest magnitude, with its sign; +0 if none is above 0.
+pub(crate) fn signed_max(x: &[f32]) -> f32 {
+    let (mut amax, mut max) = (0f32, 0f32);
+    for &v in x {
+        if v.abs() > amax {
+            (amax, max) = (v.abs(), v);
+        }
+    }
+    max
+}
+
+/// Smallest and largest element, the first of equal ones (which decides the sign of zero).
+pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
+    let (mut min, mut max) = (f32::MAX, f32::MIN);
+    for &v in x {
+        if v < min {
+            min = v;
+        }
+        if v > max {
+            max = v;
+        }
+    }
+    (min, max)
+}
+
+/// 1/d, or 0 for a zero scale.
+pub(crate) fn inverse(d: f32) -> f32 {
+    if d != 0.0 { 1.0 / d } else { 0.0 }
+}
+
+/// Code of a scaled value that was shifted into 0..=top: truncated to a signed byte, cut off above `top`.
+fn code(v: f32, top: i8) -> u8 {
+    (float::trunc(v) as i8).min(top) as u8
+}

@@ -9,6 +9,7 @@
 //! `q = round_half_away(x·(1/d))` with the unrounded `d` (0 when `d` is 0); `d` is then stored as f16.
 //! Importance weights are ignored, as in ggml.
 
+use super::inverse;
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::float;
 use crate::ggml::GgmlType;
@@ -34,7 +35,7 @@ impl BlockFormat for Q8_0 {
         for ((x, _), b) in rows.blocks::<32>().zip(dst.chunks_exact_mut(34)) {
             let amax = x.iter().fold(0f32, |m, x| if m > x.abs() { m } else { x.abs() });
             let d = amax / 127.0;
-            let id = if d != 0.0 { 1.0 / d } else { 0.0 };
+            let id = inverse(d);
             put_f16(b, 0, d);
             for (q, x) in b[2..].iter_mut().zip(x) {
                 *q = float::rha(x * id) as u8;
