@@ -102,6 +102,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Rounds to nearest even; NaN → sign | 0x7E00.
     unsafe fn store_f16(p: *mut u16, v: Self::F);
 
+    // --- derived; a level may have a faster way ---
+    /// `table[q]` for the low and the high nibbles of the 16 bytes at `p`.
+    #[inline(always)]
+    unsafe fn nibble_levels(p: *const u8, table: &[i8; 16]) -> (Self::F, Self::F) {
+        unsafe {
+            let table = Self::to_f(Self::load_i8(table.as_ptr()));
+            let q = Self::load_u8(p);
+            (Self::lookup(table, q), Self::lookup(table, Self::ishr::<4>(q)))
+        }
+    }
+
     // --- derived; the same at every level ---
     #[inline(always)]
     unsafe fn gt(a: Self::F, b: Self::F) -> Self::M {

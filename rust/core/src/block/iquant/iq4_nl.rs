@@ -13,6 +13,7 @@ use crate::block::search::{best_nl, weight};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::float::KNL;
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The IQ4_NL format.
 #[derive(Clone, Copy, Debug)]
@@ -93,5 +94,15 @@ impl BlockFormat for Iq4Nl {
             put_f16(b, 0, scale);
             put_levels(x, scale, &mut b[2..]);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::iq4::decode_nl::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::iq4::encode_nl::<S>(rows, dst) }
     }
 }

@@ -15,6 +15,7 @@ use super::iq4_nl::{levels, put_levels, scale, weights};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16, u16_at};
 use crate::float::nint;
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The IQ4_XS format.
 #[derive(Clone, Copy, Debug)]
@@ -60,5 +61,15 @@ impl BlockFormat for Iq4Xs {
                 b[2 + i / 4] |= stored >> 4 << (2 * (i % 4));
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::iq4::decode_xs::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::iq4::encode_xs::<S>(rows, dst) }
     }
 }

@@ -47,6 +47,15 @@ unsafe fn quarter(r: &[F; LANES], y: usize, x: usize) -> [__m256; 8] {
     unsafe { transpose8(q) }
 }
 
+/// Sixteen i8 as f32.
+#[inline(always)]
+unsafe fn widen_i8(v: __m128i) -> F {
+    unsafe {
+        let half = _mm_unpackhi_epi64(v, v);
+        [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half))]
+    }
+}
+
 /// Eight lanes of a mask from eight bits.
 #[inline(always)]
 unsafe fn mask8(bits: u32) -> __m256 {
@@ -184,6 +193,17 @@ impl Simd for Avx2 {
                 let c = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_castsi256_ps(h));
                 _mm_storeu_si128(p.add(8 * k).cast(), c);
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn nibble_levels(p: *const u8, table: &[i8; 16]) -> (F, F) {
+        unsafe {
+            let (table, mask) = (_mm_loadu_si128(table.as_ptr().cast()), _mm_set1_epi8(15));
+            let q = _mm_loadu_si128(p.cast());
+            let low = _mm_shuffle_epi8(table, _mm_and_si128(q, mask));
+            let high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16::<4>(q), mask));
+            (widen_i8(low), widen_i8(high))
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The vector algorithms, once each, over [`super::simd::Simd`]. One file per family, named as in [`crate::block`].
 
 pub mod convert;
+pub mod iq4;
+pub mod lanes;
 pub mod legacy;
 
 /// Orders streaming stores before whatever follows.
