@@ -1,4 +1,9 @@
 //! The vector algorithms, once each, over [`super::simd::Simd`]. One file per family, named as in [`crate::block`].
+//!
+//! # Safety
+//! As for [`super::simd`]; lengths are checked before a kernel is called.
+
+#![allow(clippy::missing_safety_doc)]
 
 pub mod convert;
 pub mod iq4;
