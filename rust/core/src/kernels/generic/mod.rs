@@ -9,6 +9,7 @@ pub mod convert;
 pub mod iq4;
 pub mod lanes;
 pub mod legacy;
+pub mod search;
 
 /// Orders streaming stores before whatever follows.
 #[inline(always)]

@@ -1,0 +1,441 @@
+//! The searches of [`crate::block::search`] for 16 blocks at once: lane = (sub-)block, so that every lane keeps the scalar
+//! order of operations. A vector `x[i]` holds element `i` of the 16 blocks.
+//!
+//! Searches return how the codes follow from the elements (an inverse scale, and a minimum) instead of the codes: most
+//! callers quantize again with rounded scales and need them only in rare lanes.
+
+use crate::block::Rows;
+use crate::block::search::{EPS, Sweep};
+use crate::float::KNL;
+use crate::kernels::simd::{LANES, Simd};
+
+/// Where the 16 lanes of a batch of blocks begin. Lanes beyond the last block repeat it; their results are dropped.
+pub struct Batch {
+    /// Lanes that stand for a block.
+    pub count: usize,
+    /// First element of each block.
+    pub x: [*const f32; LANES],
+    /// First importance weight of each block.
+    pub importance: Option<[*const f32; LANES]>,
+}
+
+impl Batch {
+    /// The blocks `first..first + 16` of `rows`, in blocks of `block` elements. There is at least one.
+    #[inline(always)]
+    pub fn new(rows: &Rows<'_>, block: usize, first: usize) -> Self {
+        let count = (rows.x.len() / block - first).min(LANES);
+        let mut x = [rows.x.as_ptr(); LANES];
+        for (lane, x) in x.iter_mut().enumerate() {
+            *x = rows.x[(first + lane.min(count - 1)) * block..].as_ptr();
+        }
+        let importance = rows.importance.map(|w| {
+            let per_row = rows.n_per_row / block;
+            let mut p = [w.as_ptr(); LANES];
+            for (lane, p) in p.iter_mut().enumerate() {
+                *p = w[(first + lane.min(count - 1)) % per_row * block..].as_ptr();
+            }
+            p
+        });
+        Self { count, x, importance }
+    }
+}
+
+/// Loads `N` elements (a multiple of 16) from `at` elements behind the 16 pointers, transposed: vector = element,
+/// lane = pointer.
+#[inline(always)]
+pub unsafe fn load_lanes<S: Simd, const N: usize>(p: &[*const f32; LANES], at: usize) -> [S::F; N] {
+    unsafe {
+        let mut out = [S::splat(0.0); N];
+        for part in 0..N / LANES {
+            let mut rows = [S::splat(0.0); LANES];
+            for (row, p) in rows.iter_mut().zip(p) {
+                *row = S::load(p.add(at.wrapping_add(part.wrapping_mul(LANES))));
+            }
+            S::transpose(&mut rows);
+            out[part * LANES..][..LANES].copy_from_slice(&rows);
+        }
+        out
+    }
+}
+
+/// x², the weights of [`crate::block::search::qx`] without importance.
+#[inline(always)]
+pub unsafe fn squares<S: Simd, const N: usize>(x: &[S::F; N]) -> [S::F; N] {
+    let mut w = *x;
+    for w in &mut w {
+        *w = unsafe { S::mul(*w, *w) };
+    }
+    w
+}
+
+/// Σ of the vectors in index order, from 0.
+#[inline(always)]
+pub unsafe fn sum<S: Simd, const N: usize>(start: S::F, x: &[S::F; N]) -> S::F {
+    let mut s = start;
+    for x in x {
+        s = unsafe { S::add(s, *x) };
+    }
+    s
+}
+
+/// H6: weights importance · √(σ² + x²).
+#[inline(always)]
+pub unsafe fn weights<S: Simd, const N: usize>(importance: &[S::F; N], sigma2: S::F, x: &[S::F; N]) -> [S::F; N] {
+    let mut w = *importance;
+    for (w, x) in w.iter_mut().zip(x) {
+        *w = unsafe { S::mul(*w, S::sqrt(S::add(sigma2, S::mul(*x, *x)))) };
+    }
+    w
+}
+
+/// The first element with the largest magnitude, as (magnitude, signed value).
+#[inline(always)]
+pub unsafe fn first_max<S: Simd, const N: usize>(x: &[S::F; N]) -> (S::F, S::F) {
+    unsafe {
+        let (mut amax, mut max) = (S::splat(0.0), S::splat(0.0));
+        for x in x {
+            let a = S::abs(*x);
+            let more = S::gt(a, amax);
+            amax = S::select(more, a, amax);
+            max = S::select(more, *x, max);
+        }
+        (amax, max)
+    }
+}
+
+#[inline(always)]
+unsafe fn clamp<S: Simd>(l: S::I, lo: S::I, hi: S::I) -> S::I {
+    unsafe { S::imin(S::imax(l, lo), hi) }
+}
+
+/// Signed codes in `-n..n` under the inverse scale `isc`.
+#[inline(always)]
+pub unsafe fn signed_code<S: Simd>(n: i32, isc: S::F, x: S::F) -> S::I {
+    unsafe { clamp::<S>(S::nint(S::mul(isc, x)), S::isplat(-n), S::isplat(n - 1)) }
+}
+
+/// Result of [`qx`].
+#[derive(Clone, Copy)]
+pub struct Symmetric<F> {
+    /// The scale.
+    pub scale: F,
+    /// The inverse scale that gives the codes; 0 only in lanes that count as zero, whose codes are 0.
+    pub isc: F,
+}
+
+impl<F: Copy> Symmetric<F> {
+    /// Codes in `0..2n` of the element `x`.
+    #[inline(always)]
+    pub unsafe fn code<S: Simd<F = F>>(&self, n: i32, x: F) -> S::I {
+        unsafe {
+            let l = S::iadd(signed_code::<S>(n, self.isc, x), S::isplat(n));
+            S::iselect(S::eq(self.isc, S::splat(0.0)), S::isplat(0), l)
+        }
+    }
+}
+
+/// H1: symmetric search with weights `w`.
+#[inline(always)]
+pub unsafe fn qx<S: Simd, const N: usize>(n: i32, x: &[S::F; N], w: &[S::F; N]) -> Symmetric<S::F> {
+    unsafe {
+        let zero = S::splat(0.0);
+        let (amax, max) = first_max::<S, N>(x);
+        let skip = S::lt(amax, S::splat(EPS));
+        let (mut scale, mut best, mut best_isc) = (zero, zero, zero);
+        let mut wx = *x;
+        for (wx, w) in wx.iter_mut().zip(w) {
+            *wx = S::mul(*w, *wx);
+        }
+        for t in 0..19 {
+            // 0 first, then -9..=9 without 0.
+            let s = if t == 0 {
+                0
+            } else if t < 10 {
+                t - 10
+            } else {
+                t - 9
+            };
+            let isc = S::div(S::splat(-(n as f32 + 0.1 * s as f32)), max);
+            let (mut a, mut b) = (zero, zero);
+            for i in 0..N {
+                let l = S::to_f(signed_code::<S>(n, isc, x[i]));
+                a = S::add(a, S::mul(wx[i], l));
+                b = S::add(b, S::mul(S::mul(w[i], l), l));
+            }
+            let quotient = S::div(a, b);
+            if t == 0 {
+                scale = S::select(S::eq(b, zero), zero, quotient);
+                best = S::mul(scale, a);
+                best_isc = isc;
+            } else {
+                let better = S::m_and(S::gt(b, zero), S::gt(S::mul(a, a), S::mul(best, b)));
+                scale = S::select(better, quotient, scale);
+                best = S::select(better, S::mul(quotient, a), best);
+                best_isc = S::select(better, isc, best_isc);
+            }
+        }
+        Symmetric { scale: S::select(skip, zero, scale), isc: S::select(skip, zero, best_isc) }
+    }
+}
+
+/// H2 for `K` batches at once (their dependency chains overlap). `l` receives the codes in `0..2n`; returns the scales.
+#[inline(always)]
+pub unsafe fn q3<S: Simd, const N: usize, const K: usize>(
+    n: i32,
+    x: &[[S::F; N]; K],
+    l: &mut [[S::I; N]; K],
+) -> [S::F; K] {
+    unsafe {
+        let zero = S::splat(0.0);
+        let none = S::lt(zero, zero);
+        let (mut a, mut b, mut skip) = ([zero; K], [zero; K], [none; K]);
+        // Signed codes as floats: they are whole and small, so every comparison and product is that of the integers.
+        let mut codes = [[zero; N]; K];
+        for k in 0..K {
+            let (amax, max) = first_max::<S, N>(&x[k]);
+            skip[k] = S::lt(amax, S::splat(EPS));
+            let isc = S::div(S::splat(-(n as f32)), max);
+            for i in 0..N {
+                let c = S::to_f(signed_code::<S>(n, isc, x[k][i]));
+                let w = S::mul(x[k][i], x[k][i]);
+                a[k] = S::add(a[k], S::mul(S::mul(w, x[k][i]), c));
+                b[k] = S::add(b[k], S::mul(S::mul(w, c), c));
+                codes[k][i] = c;
+            }
+        }
+        for _ in 0..5 {
+            // Lanes without a change are at a fixed point, so they may go on while others still move.
+            let mut changed = none;
+            for i in 0..N {
+                for k in 0..K {
+                    let (x, old) = (x[k][i], codes[k][i]);
+                    let w = S::mul(x, x);
+                    let wx = S::mul(w, x);
+                    let a1 = S::sub(a[k], S::mul(wx, old));
+                    let b1 = S::sub(b[k], S::mul(S::mul(w, old), old));
+                    let new = S::nint(S::div(S::mul(x, b1), a1));
+                    let new = S::to_f(clamp::<S>(new, S::isplat(-n), S::isplat(n - 1)));
+                    let differs = S::m_and(S::gt(a1, zero), S::m_not(S::eq(new, old)));
+                    let a1 = S::add(a1, S::mul(wx, new));
+                    let b1 = S::add(b1, S::mul(S::mul(w, new), new));
+                    let better = S::gt(S::mul(S::mul(a1, a1), b[k]), S::mul(S::mul(a[k], a[k]), b1));
+                    let accept = S::m_and(differs, S::m_and(S::gt(b1, zero), better));
+                    a[k] = S::select(accept, a1, a[k]);
+                    b[k] = S::select(accept, b1, b[k]);
+                    codes[k][i] = S::select(accept, new, old);
+                    changed = S::m_or(changed, accept);
+                }
+            }
+            if !S::m_any(changed) {
+                break;
+            }
+        }
+        let mut scale = a;
+        for k in 0..K {
+            let keep = S::m_and(S::gt(b[k], zero), S::m_not(skip[k]));
+            scale[k] = S::select(keep, S::div(a[k], b[k]), zero);
+            for i in 0..N {
+                let c = S::iadd(S::trunc(codes[k][i]), S::isplat(n));
+                l[k][i] = S::iselect(skip[k], S::isplat(0), c);
+            }
+        }
+        scale
+    }
+}
+
+/// Codes in `0..=n` under the inverse scale `isc` and the minimum `min`.
+#[inline(always)]
+pub unsafe fn affine_code<S: Simd>(n: i32, isc: S::F, min: S::F, x: S::F) -> S::I {
+    unsafe { clamp::<S>(S::nint(S::mul(isc, S::sub(x, min))), S::isplat(0), S::isplat(n)) }
+}
+
+/// Result of [`qk`]: `x ≈ scale·l - themin`, with the codes `l` = [`affine_code`] under (`isc`, `min`).
+#[derive(Clone, Copy)]
+pub struct Affine<F> {
+    /// The scale.
+    pub scale: F,
+    /// The negated minimum.
+    pub themin: F,
+    /// Inverse scale that gives the codes; 0 in lanes whose codes are 0.
+    pub isc: F,
+    /// Minimum that gives the codes (not always `-themin`).
+    pub min: F,
+}
+
+#[inline(always)]
+unsafe fn affine_error<S: Simd, const N: usize>(
+    l: &[S::F; N],
+    scale: S::F,
+    min: S::F,
+    x: &[S::F; N],
+    w: &[S::F; N],
+    mad: bool,
+) -> S::F {
+    unsafe {
+        let mut error = S::splat(0.0);
+        for i in 0..N {
+            let e = S::sub(S::add(S::mul(scale, l[i]), min), x[i]);
+            let e = if mad { S::abs(e) } else { S::mul(e, e) };
+            error = S::add(error, S::mul(w[i], e));
+        }
+        error
+    }
+}
+
+/// H3: affine search with codes in `0..=n`.
+#[inline(always)]
+pub unsafe fn qk<S: Simd, const N: usize>(n: i32, x: &[S::F; N], w: &[S::F; N], sweep: &Sweep) -> Affine<S::F> {
+    unsafe {
+        let zero = S::splat(0.0);
+        let (mut min, mut max) = (x[0], x[0]);
+        let (mut sw, mut sx) = (w[0], S::mul(w[0], x[0]));
+        for i in 1..N {
+            min = S::select(S::lt(x[i], min), x[i], min);
+            max = S::select(S::gt(x[i], max), x[i], max);
+            sw = S::add(sw, w[i]);
+            sx = S::add(sx, S::mul(w[i], x[i]));
+        }
+        min = S::select(S::gt(min, zero), zero, min);
+        let flat = S::le(max, min);
+        let flat_min = min;
+        let isc = S::div(S::splat(n as f32), S::sub(max, min));
+        let mut scale = S::div(S::splat(1.0), isc);
+        let mut l = [zero; N];
+        for i in 0..N {
+            l[i] = S::to_f(affine_code::<S>(n, isc, min, x[i]));
+        }
+        let mut error = affine_error::<S, N>(&l, scale, min, x, w, sweep.mad);
+        let (mut best_isc, mut best_min) = (isc, min);
+        for s in 0..=sweep.steps {
+            let isc = S::div(S::splat(sweep.numerator(s, n)), S::sub(max, min));
+            let (mut sl, mut sll, mut sxl) = (zero, zero, zero);
+            for i in 0..N {
+                l[i] = S::to_f(affine_code::<S>(n, isc, min, x[i]));
+                let wl = S::mul(w[i], l[i]);
+                sl = S::add(sl, wl);
+                sll = S::add(sll, S::mul(wl, l[i]));
+                sxl = S::add(sxl, S::mul(wl, x[i]));
+            }
+            let d = S::sub(S::mul(sw, sll), S::mul(sl, sl));
+            let scale1 = S::div(S::sub(S::mul(sw, sxl), S::mul(sx, sl)), d);
+            let min1 = S::div(S::sub(S::mul(sll, sx), S::mul(sl, sxl)), d);
+            let positive = S::gt(min1, zero);
+            let min1 = S::select(positive, zero, min1);
+            let scale1 = S::select(positive, S::div(sxl, sll), scale1);
+            let error1 = affine_error::<S, N>(&l, scale1, min1, x, w, sweep.mad);
+            let better = S::m_and(S::gt(d, zero), S::lt(error1, error));
+            best_isc = S::select(better, isc, best_isc);
+            best_min = S::select(better, min, best_min);
+            error = S::select(better, error1, error);
+            scale = S::select(better, scale1, scale);
+            min = S::select(better, min1, min);
+        }
+        Affine {
+            scale: S::select(flat, zero, scale),
+            themin: S::neg(S::select(flat, flat_min, min)),
+            isc: S::select(flat, zero, best_isc),
+            min: S::select(flat, zero, best_min),
+        }
+    }
+}
+
+/// H4: search for a scale of non-negative values. Returns the scale and the codes, wrapped to 8 bits.
+#[inline(always)]
+pub unsafe fn qp<S: Simd, const N: usize>(n: i32, x: &[S::F; N], w: &[S::F; N]) -> (S::F, [S::I; N]) {
+    unsafe {
+        let zero = S::splat(0.0);
+        let byte = S::isplat(255);
+        let top = S::isplat(n);
+        let mut max = zero;
+        for x in x {
+            max = S::max(max, *x);
+        }
+        let skip = S::lt(max, S::splat(EPS));
+        let mut isc = S::div(S::splat(n as f32), max);
+        let scale = S::div(S::splat(1.0), isc);
+        let mut mse = zero;
+        for i in 0..N {
+            let l = S::to_f(S::iand(S::nint(S::mul(isc, x[i])), byte));
+            let e = S::sub(x[i], S::mul(scale, l));
+            mse = S::add(mse, S::mul(S::mul(w[i], e), e));
+        }
+        for s in -4i32..=4 {
+            if s == 0 {
+                continue;
+            }
+            let isc1 = S::div(S::splat(0.1 * s as f32 + n as f32), max);
+            let scale1 = S::div(S::splat(1.0), isc1);
+            let mut mse1 = zero;
+            for i in 0..N {
+                let l = S::to_f(S::imin(S::nint(S::mul(isc1, x[i])), top));
+                let e = S::sub(x[i], S::mul(scale1, l));
+                mse1 = S::add(mse1, S::mul(S::mul(w[i], e), e));
+            }
+            let better = S::lt(mse1, mse);
+            mse = S::select(better, mse1, mse);
+            isc = S::select(better, isc1, isc);
+        }
+        let (mut a, mut b) = (zero, zero);
+        let mut codes = [S::isplat(0); N];
+        for i in 0..N {
+            let c = S::imin(S::nint(S::mul(isc, x[i])), top);
+            let l = S::to_f(c);
+            codes[i] = S::iand(c, byte);
+            a = S::add(a, S::mul(S::mul(w[i], x[i]), l));
+            b = S::add(b, S::mul(S::mul(w[i], l), l));
+        }
+        for _ in 0..5 {
+            // Lanes without a change are at a fixed point, so they may go on while others still move.
+            let mut changed = S::lt(zero, zero);
+            for i in 0..N {
+                let wx = S::mul(w[i], x[i]);
+                let old = S::to_f(codes[i]);
+                let a1 = S::sub(a, S::mul(wx, old));
+                let b1 = S::sub(b, S::mul(S::mul(w[i], old), old));
+                let c = S::imin(S::nint(S::div(S::mul(x[i], b1), a1)), top);
+                let new = S::to_f(c);
+                let valid = S::m_and(S::gt(a1, zero), S::gt(b1, zero));
+                let differs = S::m_and(valid, S::m_not(S::ieq(c, codes[i])));
+                let a1 = S::add(a1, S::mul(wx, new));
+                let b1 = S::add(b1, S::mul(S::mul(w[i], new), new));
+                let better = S::gt(S::mul(S::mul(a1, a1), b), S::mul(S::mul(a, a), b1));
+                let accept = S::m_and(differs, better);
+                a = S::select(accept, a1, a);
+                b = S::select(accept, b1, b);
+                codes[i] = S::iselect(accept, S::iand(c, byte), codes[i]);
+                changed = S::m_or(changed, accept);
+            }
+            if !S::m_any(changed) {
+                break;
+            }
+        }
+        for c in &mut codes {
+            *c = S::iselect(skip, S::isplat(0), *c);
+        }
+        let keep = S::m_and(S::gt(b, zero), S::m_not(skip));
+        (S::select(keep, S::div(a, b), zero), codes)
+    }
+}
+
+/// H5: index of the level of [`KNL`] nearest to `v`; a tie goes to the upper level, a NaN to the last.
+#[inline(always)]
+pub unsafe fn best_nl<S: Simd>(v: S::F) -> S::I {
+    unsafe {
+        let mut levels = [0i32; LANES];
+        for (l, k) in levels.iter_mut().zip(KNL) {
+            *l = i32::from(k);
+        }
+        let table = S::to_f(S::iload(levels.as_ptr()));
+        // The last level that `v` is not below (the first if there is none); NaN is below no level.
+        let mut lo = S::isplat(0);
+        for step in [8, 4, 2, 1] {
+            let mid = S::iadd(lo, S::isplat(step));
+            let below = S::lt(v, S::lookup(table, mid));
+            lo = S::iselect(below, lo, mid);
+        }
+        let lo = S::imin(lo, S::isplat(14));
+        let hi = S::iadd(lo, S::isplat(1));
+        let nearer = S::lt(S::sub(v, S::lookup(table, lo)), S::sub(S::lookup(table, hi), v));
+        S::iselect(nearer, lo, hi)
+    }
+}
