@@ -1,0 +1,203 @@
+"""The token list of a checkpoint: texts, scores, kinds and merges, as GGUF stores them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, UnsupportedError
+from ..io.gguf import GgufValue
+from ..jsonfile import read_object, read_object_if_there
+from . import sentencepiece
+from .pretokenizer import ADDS_BOS, pre_tokenizer_name
+from .sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from .special import special_keys
+
+_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space as this character
+MAX_TOKENS = sentencepiece.MAX_PIECES
+
+
+@dataclass(slots=True)
+class Vocabulary:
+    """A vocabulary as GGUF metadata.
+
+    Attributes:
+        keys: ``tokenizer.*`` keys in the order they are written; empty where the checkpoint has no tokenizer.
+        size: number of tokens.
+        warnings: what a reader of the file should know.
+    """
+
+    keys: dict[str, GgufValue] = field(default_factory=dict)
+    size: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Tokens:
+    """Columns of the token table while it is filled."""
+
+    texts: list[str]
+    kinds: list[int]
+    scores: list[float]
+
+    @classmethod
+    def blank(cls, size: int) -> _Tokens:
+        if size > MAX_TOKENS:
+            raise FormatError(f"config.json: vocab_size {size:,}: at most {MAX_TOKENS:,} tokens are expected")
+        return cls([f"[PAD{i}]" for i in range(size)], [UNUSED] * size, [-10000.0] * size)
+
+    def put(self, at: int, text: str, kind: int, score: float = 0.0) -> None:
+        self.texts[at], self.kinds[at], self.scores[at] = text, kind, score
+
+
+def tokenizer_keys(folder: Path, config: dict[str, Any]) -> Vocabulary:
+    """The vocabulary of the checkpoint in ``folder``.
+
+    Args:
+        folder: with tokenizer.model or tokenizer.json, and optionally tokenizer_config.json and chat templates.
+        config: config.json; ``vocab_size`` gives the number of tokens.
+
+    Raises:
+        FormatError: a tokenizer file is damaged.
+        UnsupportedError: a kind of tokenizer that cannot be stored yet.
+    """
+    settings = read_object_if_there(folder / "tokenizer_config.json")
+    tokenizer = read_object_if_there(folder / "tokenizer.json")
+    result = Vocabulary()
+    if (folder / "tokenizer.model").is_file():
+        model = "llama"
+        tokens = _from_sentencepiece(folder, settings, config, result.warnings)
+        pre: str | None = "default"
+        merges: list[str] = []
+    elif tokenizer:
+        try:
+            model, tokens, merges = _from_json(tokenizer, config)
+            pre = pre_tokenizer_name(tokenizer, settings) if model == "gpt2" else "default"
+        except FormatError as error:
+            error.file = error.file or str(folder / "tokenizer.json")
+            raise
+    else:
+        result.warnings.append("no tokenizer.model or tokenizer.json: the file gets no vocabulary")
+        return result
+    if pre is None:
+        pre = "default"
+        result.warnings.append("tokenizer.json: unknown pre-tokenizer, written as 'default': texts may be split otherwise")
+
+    keys = result.keys
+    keys["tokenizer.ggml.model"] = GgufValue("str", model)
+    keys["tokenizer.ggml.pre"] = GgufValue("str", pre)
+    keys["tokenizer.ggml.tokens"] = GgufValue("arr[str]", tokens.texts)
+    if model == "llama":
+        keys["tokenizer.ggml.scores"] = GgufValue("arr[f32]", tokens.scores)
+    keys["tokenizer.ggml.token_type"] = GgufValue("arr[i32]", tokens.kinds)
+    if model == "gpt2" and merges:
+        keys["tokenizer.ggml.merges"] = GgufValue("arr[str]", merges)
+    result.size = len(tokens.texts)
+    special, warnings = special_keys(folder, tokenizer, settings, config, result.size)
+    keys.update(special)
+    result.warnings += warnings
+    if pre in ADDS_BOS:
+        keys.setdefault("tokenizer.ggml.add_bos_token", GgufValue("bool", False))
+    space_prefix = settings.get("add_prefix_space")
+    if isinstance(space_prefix, bool):
+        keys["tokenizer.ggml.add_space_prefix"] = GgufValue("bool", space_prefix)
+    return result
+
+
+def _vocab_size(config: dict[str, Any], default: int) -> int:
+    size = config.get("vocab_size", default)
+    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+        raise FormatError(f"config.json: vocab_size: expected a positive number, found {size!r}")
+    return size
+
+
+def _looks_special(text: str) -> bool:
+    return text in ("<pad>", "<mask>") or (
+        text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>"))
+    ) or (text.startswith("<unused") and text.endswith(">"))
+
+
+def _from_sentencepiece(
+    folder: Path, settings: dict[str, Any], config: dict[str, Any], warnings: list[str]
+) -> _Tokens:
+    model = sentencepiece.read_model(folder / "tokenizer.model")
+    size = _vocab_size(config, len(model.pieces))
+    if len(model.pieces) > size:
+        warnings.append(f"tokenizer.model: {len(model.pieces)} pieces, vocab_size {size}: the rest is left out")
+    tokens = _Tokens.blank(size)
+    for at, piece in enumerate(model.pieces[:size]):
+        # The original stores user-defined pieces as normal ones: their text is found by merging like any other.
+        kind = NORMAL if piece.kind == USER_DEFINED else piece.kind
+        tokens.put(at, piece.text, kind, piece.score)
+
+    extra = {at: (text, False) for text, at in read_object_if_there(folder / "added_tokens.json").items()}
+    decoder = settings.get("added_tokens_decoder")
+    for number, token in (decoder if isinstance(decoder, dict) else {}).items():
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and number.isdecimal():
+            extra[int(number)] = (token["content"], bool(token.get("special")))
+    for at, (text, special) in extra.items():
+        if not isinstance(at, int) or not 0 <= at < size:
+            warnings.append(f"added token '{text}' has id {at}, vocab_size is {size}: left out")
+        elif special or _looks_special(text):
+            tokens.put(at, text, CONTROL, -1000.0)
+        else:
+            tokens.put(at, text.replace(_BLANK, " "), USER_DEFINED, -1000.0)
+    return tokens
+
+
+def _from_json(tokenizer: dict[str, Any], config: dict[str, Any]) -> tuple[str, _Tokens, list[str]]:
+    """Kind of vocabulary ("gpt2" or "llama"), tokens and merges of a tokenizer.json."""
+    model = tokenizer.get("model")
+    if not isinstance(model, dict):
+        raise FormatError("expected an object 'model'")
+    if model.get("type", "BPE") != "BPE":
+        raise UnsupportedError(f"tokenizer.json: a {model.get('type')} tokenizer cannot be stored (yet), only BPE")
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not vocab or not all(isinstance(at, int) and at >= 0 for at in vocab.values()):
+        raise FormatError("model.vocab: expected token texts with their ids")
+    added = [
+        token
+        for token in tokenizer.get("added_tokens") or ()
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and isinstance(token.get("id"), int)
+    ]
+    top = max(*vocab.values(), *(token["id"] for token in added), 0)
+    tokens = _Tokens.blank(_vocab_size(config, top + 1))
+    size = len(tokens.texts)
+    if top >= size:
+        raise FormatError(f"token id {top} is not below vocab_size {size} of config.json")
+    merges = _merges(model.get("merges"))
+    sentencepiece_like = bool(model.get("byte_fallback"))
+    rank = {left + right: i for i, (left, right) in reversed(list(enumerate(merges)))}
+    for text, at in vocab.items():
+        if not sentencepiece_like:
+            tokens.put(at, text, NORMAL)
+        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            tokens.put(at, text, BYTE)
+        else:
+            tokens.put(at, text, UNKNOWN if text == model.get("unk_token") else NORMAL, -float(rank.get(text, 10**9)))
+    for token in added:
+        text, at = token["content"], token["id"]
+        if at < 0:
+            raise FormatError(f"added token '{text}' has id {at}")
+        if token.get("special") or _looks_special(text):
+            kind = UNKNOWN if tokens.kinds[at] == UNKNOWN else CONTROL
+            tokens.put(at, text, kind)
+        else:
+            tokens.put(at, text.replace(_BLANK, " "), USER_DEFINED)
+    if sentencepiece_like:
+        return "llama", tokens, []
+    # A space inside a merge would read as the border between its parts, so it is stored in its byte-level form.
+    joined = [" ".join(part.replace(" ", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}") for part in pair) for pair in merges]
+    return "gpt2", tokens, joined
+
+
+def _merges(entries: Any) -> list[tuple[str, str]]:
+    """Merges as pairs, from either of the two spellings in use: ``"a b"`` and ``["a", "b"]``."""
+    merges: list[tuple[str, str]] = []
+    for entry in entries if isinstance(entries, list) else ():
+        pair = entry.split(" ") if isinstance(entry, str) else entry
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise FormatError(f"merge {len(merges)}: expected two tokens, found {str(entry)[:80]!r}")
+        merges.append((pair[0], pair[1]))
+    return merges
