@@ -15,6 +15,9 @@ def encode(
 ) -> None:
     """Encodes `groups` equal parts of `array` as `name` into `out`; `importance` holds float32 weights per group."""
 
+def first_invalid_block(name: str, blocks: Any) -> int | None:
+    """The first block that ggml's own check refuses (a scale or value that is not finite), if there is one."""
+
 def level() -> str:
     """The SIMD level in use."""
 

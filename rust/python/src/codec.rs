@@ -4,6 +4,7 @@ use crate::arrays::{Bytes, BytesMut, cast, cast_mut};
 use crate::errors::to_py;
 use pyo3::prelude::*;
 use subbyte_core::block::rows::{self, Floats, Source};
+use subbyte_core::block::validate;
 use subbyte_core::ggml::Importance;
 use subbyte_core::kernels::{Level, kernels};
 use subbyte_core::{Error, GgmlType, Result, parallel};
@@ -69,6 +70,12 @@ fn encode(
     py.detach(run).map_err(to_py)
 }
 
+/// The first block of `blocks` that ggml's own check refuses (a scale or value that is not finite), if there is one.
+#[pyfunction]
+fn first_invalid_block(py: Python<'_>, name: &str, blocks: Bytes) -> PyResult<Option<usize>> {
+    py.detach(|| Ok(validate::first_invalid_block(ggml_type(name)?, blocks.get()))).map_err(to_py)
+}
+
 fn ggml_type(name: &str) -> Result<GgmlType> {
     GgmlType::from_name(name).ok_or_else(|| Error::argument(format!("no ggml type is called '{name}'")))
 }
@@ -100,6 +107,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(ggml_types, m)?)?;
     m.add_function(wrap_pyfunction!(decode, m)?)?;
     m.add_function(wrap_pyfunction!(encode, m)?)?;
+    m.add_function(wrap_pyfunction!(first_invalid_block, m)?)?;
     m.add_function(wrap_pyfunction!(level, m)?)?;
     m.add_function(wrap_pyfunction!(levels, m)?)?;
     m.add_function(wrap_pyfunction!(num_threads, m)?)
