@@ -24,6 +24,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// 16 × bool.
     type M: Copy;
+    /// Whether [`Simd::lookup`] is one instruction, cheaper than a few arithmetic ones.
+    const FAST_LOOKUP: bool = false;
 
     // --- f32 lanes ---
     unsafe fn splat(x: f32) -> Self::F;
@@ -89,6 +91,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn to_f(a: Self::I) -> Self::F;
     unsafe fn igather(p: *const i32, idx: Self::I) -> Self::I;
     unsafe fn ilookup(table: Self::I, idx: Self::I) -> Self::I;
+    /// `a + 1` where `m`, else `a`.
+    unsafe fn inc(a: Self::I, m: Self::M) -> Self::I;
 
     // --- narrow memory ---
     unsafe fn load_u8(p: *const u8) -> Self::I;
@@ -98,7 +102,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_u8(p: *mut u8, v: Self::I);
     /// Stores the low 16 bits of each lane (32 bytes).
     unsafe fn store_u16(p: *mut u16, v: Self::I);
+    /// The low nibbles of 8 bytes, then their high nibbles.
+    unsafe fn load_nibbles8(p: *const u8) -> Self::I;
     unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// One f16 in every lane.
+    unsafe fn splat_f16(p: *const u16) -> Self::F;
     /// Rounds to nearest even; NaN → sign | 0x7E00.
     unsafe fn store_f16(p: *mut u16, v: Self::F);
 
@@ -146,15 +154,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     unsafe fn rha(a: Self::F) -> Self::I {
         unsafe {
-            let i = Self::trunc(a);
-            let d = Self::sub(a, Self::to_f(i));
-            let one = Self::isplat(1);
-            let zero = Self::isplat(0);
-            // Beyond 2^23 every float is whole: nothing to round, and `d` is meaningless out of range.
-            let small = Self::lt(Self::abs(a), Self::splat(8_388_608.0));
-            let up = Self::m_and(small, Self::ge(d, Self::splat(0.5)));
-            let down = Self::m_and(small, Self::le(d, Self::splat(-0.5)));
-            Self::isub(Self::iadd(i, Self::iselect(up, one, zero)), Self::iselect(down, one, zero))
+            // Adding the float below one half, with the sign of `a`, and truncating is `roundf` for every float: the sum
+            // rounds up to the next integer exactly from the half on.
+            let sign = Self::iand(Self::bits(a), Self::isplat(i32::MIN));
+            let half = Self::from_bits(Self::ior(sign, Self::isplat(0x3EFF_FFFF)));
+            Self::trunc(Self::add(a, half))
         }
     }
     /// Stores normally or, when `STREAM`, past the caches.

@@ -157,6 +157,7 @@ impl Simd for Avx2 {
     #[inline(always)] unsafe fn to_f(a: I) -> F { each!(_mm256_cvtepi32_ps, a) }
     #[inline(always)] unsafe fn igather(p: *const i32, i: I) -> I { unsafe { [_mm256_i32gather_epi32::<4>(p, i[0]), _mm256_i32gather_epi32::<4>(p, i[1])] } }
     #[inline(always)] unsafe fn ilookup(t: I, i: I) -> I { unsafe { Self::bits(Self::lookup(cast(t), i)) } }
+    #[inline(always)] unsafe fn inc(a: I, m: M) -> I { unsafe { Self::isub(a, Self::bits(m)) } }
 
     #[inline(always)] unsafe fn load_u8(p: *const u8) -> I { unsafe { [_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())), _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()))] } }
     #[inline(always)] unsafe fn load_i8(p: *const i8) -> I { unsafe { [_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())), _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()))] } }
@@ -180,6 +181,14 @@ impl Simd for Avx2 {
             _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(w));
         }
     }
+    #[inline(always)]
+    unsafe fn load_nibbles8(p: *const u8) -> I {
+        unsafe {
+            let b = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            [_mm256_and_si256(b, _mm256_set1_epi32(15)), _mm256_srli_epi32::<4>(b)]
+        }
+    }
+    #[inline(always)] unsafe fn splat_f16(p: *const u16) -> F { unsafe { [_mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned())); 2] } }
     #[inline(always)] unsafe fn load_f16(p: *const u16) -> F { unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))] } }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, v: F) {

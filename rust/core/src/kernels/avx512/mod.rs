@@ -12,6 +12,7 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;
+    const FAST_LOOKUP: bool = true;
 
     #[inline(always)] unsafe fn splat(x: f32) -> __m512 { unsafe { _mm512_set1_ps(x) } }
     #[inline(always)] unsafe fn load(p: *const f32) -> __m512 { unsafe { _mm512_loadu_ps(p) } }
@@ -91,12 +92,22 @@ impl Simd for Avx512 {
     #[inline(always)] unsafe fn to_f(a: __m512i) -> __m512 { unsafe { _mm512_cvtepi32_ps(a) } }
     #[inline(always)] unsafe fn igather(p: *const i32, i: __m512i) -> __m512i { unsafe { _mm512_i32gather_epi32::<4>(i, p) } }
     #[inline(always)] unsafe fn ilookup(t: __m512i, i: __m512i) -> __m512i { unsafe { _mm512_permutexvar_epi32(i, t) } }
+    #[inline(always)] unsafe fn inc(a: __m512i, m: u16) -> __m512i { unsafe { _mm512_mask_add_epi32(a, m, a, _mm512_set1_epi32(1)) } }
 
     #[inline(always)] unsafe fn load_u8(p: *const u8) -> __m512i { unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) } }
     #[inline(always)] unsafe fn load_i8(p: *const i8) -> __m512i { unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())) } }
     #[inline(always)] unsafe fn load_u16(p: *const u16) -> __m512i { unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) } }
     #[inline(always)] unsafe fn store_u8(p: *mut u8, v: __m512i) { unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v)) } }
     #[inline(always)] unsafe fn store_u16(p: *mut u16, v: __m512i) { unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(v)) } }
+    #[inline(always)]
+    unsafe fn load_nibbles8(p: *const u8) -> __m512i {
+        unsafe {
+            let b = _mm_loadl_epi64(p.cast());
+            let n = _mm_unpacklo_epi64(b, _mm_srli_epi16::<4>(b));
+            _mm512_cvtepu8_epi32(_mm_and_si128(n, _mm_set1_epi8(15)))
+        }
+    }
+    #[inline(always)] unsafe fn splat_f16(p: *const u16) -> __m512 { unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned())) } }
     #[inline(always)] unsafe fn load_f16(p: *const u16) -> __m512 { unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) } }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, v: __m512) {

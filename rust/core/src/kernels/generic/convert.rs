@@ -7,19 +7,31 @@ use crate::kernels::simd::{LANES, Simd};
 #[inline(always)]
 pub unsafe fn to_f16<S: Simd>(src: &[f32], dst: &mut [u16]) {
     assert_eq!(src.len(), dst.len());
-    let whole = src.len() / LANES * LANES;
-    for i in (0..whole).step_by(LANES) {
-        unsafe { S::store_f16(dst.as_mut_ptr().add(i), S::load(src.as_ptr().add(i))) }
-    }
-    for (x, h) in src[whole..].iter().zip(&mut dst[whole..]) {
-        *h = float::f32_to_f16(*x);
-    }
+    unsafe { write_f16::<S>(src, dst.as_mut_ptr()) }
 }
 
 /// f32 to bf16 bits.
 #[inline(always)]
 pub unsafe fn to_bf16<S: Simd>(src: &[f32], dst: &mut [u16]) {
     assert_eq!(src.len(), dst.len());
+    unsafe { write_bf16::<S>(src, dst.as_mut_ptr()) }
+}
+
+/// Writes `src` as f16 bits to `dst`, which has any alignment and room for all of them.
+#[inline(always)]
+pub unsafe fn write_f16<S: Simd>(src: &[f32], dst: *mut u16) {
+    let whole = src.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        unsafe { S::store_f16(dst.add(i), S::load(src.as_ptr().add(i))) }
+    }
+    for (i, x) in src.iter().enumerate().skip(whole) {
+        unsafe { dst.add(i).write_unaligned(float::f32_to_f16(*x)) }
+    }
+}
+
+/// Writes `src` as bf16 bits to `dst`, which has any alignment and room for all of them.
+#[inline(always)]
+pub unsafe fn write_bf16<S: Simd>(src: &[f32], dst: *mut u16) {
     let whole = src.len() / LANES * LANES;
     for i in (0..whole).step_by(LANES) {
         unsafe {
@@ -28,11 +40,11 @@ pub unsafe fn to_bf16<S: Simd>(src: &[f32], dst: &mut [u16]) {
             let round = S::ishr::<16>(S::iadd(x, S::iadd(odd, S::isplat(0x7FFF))));
             let nan = S::igt(S::iand(x, S::isplat(0x7FFF_FFFF)), S::isplat(0x7F80_0000));
             let quiet = S::ior(S::ishr::<16>(x), S::isplat(0x40));
-            S::store_u16(dst.as_mut_ptr().add(i), S::iselect(nan, quiet, round));
+            S::store_u16(dst.add(i), S::iselect(nan, quiet, round));
         }
     }
-    for (x, h) in src[whole..].iter().zip(&mut dst[whole..]) {
-        *h = float::f32_to_bf16(*x);
+    for (i, x) in src.iter().enumerate().skip(whole) {
+        unsafe { dst.add(i).write_unaligned(float::f32_to_bf16(*x)) }
     }
 }
 

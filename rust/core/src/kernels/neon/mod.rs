@@ -152,6 +152,7 @@ impl Simd for Neon {
     }
     #[inline(always)] unsafe fn ilookup(t: I, i: I) -> I { unsafe { Self::bits(Self::lookup(Self::from_bits(t), i)) } }
 
+    #[inline(always)] unsafe fn inc(a: I, m: M) -> I { unsafe { Self::isub(a, [vreinterpretq_s32_u32(m[0]), vreinterpretq_s32_u32(m[1]), vreinterpretq_s32_u32(m[2]), vreinterpretq_s32_u32(m[3])]) } }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> I {
         unsafe {
@@ -192,6 +193,16 @@ impl Simd for Neon {
         }
     }
     // The f16 vector type is unstable in Rust; the scalar conversions are exact and this level only has to be correct.
+    #[inline(always)]
+    unsafe fn load_nibbles8(p: *const u8) -> I {
+        unsafe {
+            let b = vmovl_u8(vld1_u8(p));
+            let (lo, hi) = (vandq_u16(b, vdupq_n_u16(15)), vshrq_n_u16::<4>(b));
+            let q = |h: uint16x4_t| vreinterpretq_s32_u32(vmovl_u16(h));
+            [q(vget_low_u16(lo)), q(vget_high_u16(lo)), q(vget_low_u16(hi)), q(vget_high_u16(hi))]
+        }
+    }
+    #[inline(always)] unsafe fn splat_f16(p: *const u16) -> F { unsafe { Self::splat(crate::float::f16_to_f32(p.read_unaligned())) } }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> F {
         unsafe {
