@@ -2,6 +2,7 @@
 
 mod arrays;
 mod codec;
+mod dlpack;
 mod errors;
 
 use pyo3::prelude::*;
@@ -10,5 +11,6 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    codec::register(m)
+    codec::register(m)?;
+    dlpack::register(m)
 }

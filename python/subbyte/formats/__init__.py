@@ -1,0 +1,70 @@
+"""Format ids: what a checkpoint says it stores.
+
+A format id (``gptq``) takes its variant from parameters and may cover many codecs; a codec id (``gguf.q4_k``) names one
+byte layout. Every codec id is a format id too, without parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from subbyte.arrays import Array
+from subbyte.codec import Codec, Encoded, get_codec
+from subbyte.errors import UnsupportedError
+
+#: Ids that are spoken for, but have no implementation.
+PLANNED = frozenset(
+    """
+    abq any4 aqlm awq billm bitnet bitnet.gpu_int2 bitnet.i2_s bitnet.tl1 bitnet.tl2 bitsandbytes bitstack compact3d
+    compressed-tensors exl3 fp8 fsq gemma gptq gptvq higgs hqq ifairy kv.aquakv kv.kivi kv.kvquant kv.logquant
+    kv.quantspec kv.rotatekv kv.xquant kv.zipcache littlebit llm-fp4 lq-lora matquant matquant.codes mlx modelopt mxfp4
+    nunchaku nunchaku.bias nunchaku.lora_down nunchaku.lora_up nunchaku.smooth onebit qmoe qpalette qqq qqq.int8
+    qqq.s_channel qserve qserve.int8 qtip quanto quip sageattention sinq spqr squeezellm tmac torchao vptq
+    """.split()
+)
+
+#: ggml types that existed once; files that hold them have to be made anew.
+_REMOVED_GGML = frozenset("q4_2 q4_3 q4_0_4_4 q4_0_4_8 q4_0_8_8 iq4_nl_4_4 iq4_nl_4_8 iq4_nl_8_8".split())
+
+
+class Format(Protocol):
+    """How the layers of a format are decoded and encoded."""
+
+    def decode(self, planes: Mapping[str, Any], *, params: Mapping[str, Any], dtype: Any) -> Array:
+        """The dense weight of one layer, see `subbyte.decode`."""
+
+    def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
+        """The planes of one layer, see `subbyte.encode`."""
+
+
+class CodecFormat:
+    """A codec as a format without parameters."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def decode(self, planes: Mapping[str, Any], *, params: Mapping[str, Any], dtype: Any) -> Array:
+        """Decodes with the codec; ``params`` have no meaning for it."""
+        return self.codec.decode(planes, dtype=dtype)
+
+    def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
+        """Encodes with the codec; ``params`` have no meaning for it."""
+        return self.codec.encode(array, importance=importance)
+
+
+def get_format(id: str) -> Format:
+    """The format with this id.
+
+    Raises:
+        ArgumentError: there is none.
+        UnsupportedError: it is planned, or a ggml type that was removed or is not made of floats.
+    """
+    if id in PLANNED:
+        raise UnsupportedError(f"format '{id}' is not supported yet: subbyte.list_formats() lists what is")
+    family, _, variant = id.partition(".")
+    if family == "gguf" and variant in _REMOVED_GGML:
+        raise UnsupportedError(f"ggml has removed the type {variant.upper()}: make the file anew from its source")
+    if family == "gguf" and variant in ("i8", "i16", "i32", "i64"):
+        raise UnsupportedError(f"'{id}' holds integers, not weights: open the file and decode the tensor by name")
+    return CodecFormat(get_codec(id))
