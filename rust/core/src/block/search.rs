@@ -296,3 +296,9 @@ pub fn weight(qw: f32, sigma2: f32, x: f32) -> f32 {
 pub fn sum_squares(x: &[f32]) -> f32 {
     x.iter().fold(0f32, |s, x| s + x * x)
 }
+
+/// H7, `lv`: the level in `0..n` whose value `2·level + 1` is nearest to `v`.
+#[inline(always)]
+pub fn nearest_level(v: f32, n: i32) -> i32 {
+    nint(0.5 * (v - 1.0)).clamp(0, n - 1)
+}

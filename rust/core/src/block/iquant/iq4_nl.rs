@@ -9,7 +9,7 @@
 //! of squares; [`scale`] tries 16 scales; `d` is the best one as f16 and each index the level nearest to `x/scale` with
 //! the unrounded scale. A zero block stores scale 0 and index 8.
 
-use crate::block::search::{best_nl, weight};
+use crate::block::search::{EPS, best_nl, first_max, sum_squares, weight};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::float::KNL;
 use crate::ggml::GgmlType;
@@ -19,9 +19,6 @@ use crate::kernels::{generic, simd::Simd};
 #[derive(Clone, Copy, Debug)]
 pub struct Iq4Nl;
 
-/// Blocks whose largest magnitude is below this have scale 0.
-pub(crate) const EPS: f32 = 1e-15;
-
 /// The weight of each of 32 elements: `x²` without importance.
 pub(super) fn weights(x: &[f32; 32], importance: Option<&[f32]>, sigma2: f32) -> [f32; 32] {
     std::array::from_fn(|j| importance.map_or(x[j] * x[j], |w| weight(w[j], sigma2, x[j])))
@@ -30,12 +27,7 @@ pub(super) fn weights(x: &[f32; 32], importance: Option<&[f32]>, sigma2: f32) ->
 /// The scale with the smallest weighted error among 16 tries: the first maps the largest magnitude to +127, the others
 /// to −120 … −134 in turn. A later try wins only if it is strictly better.
 pub(super) fn scale(x: &[f32; 32], w: &[f32; 32]) -> f32 {
-    let (mut amax, mut max) = (0f32, 0f32);
-    for x in x {
-        if x.abs() > amax {
-            (amax, max) = (x.abs(), *x);
-        }
-    }
+    let (amax, max) = first_max(x);
     if amax < EPS {
         return 0.0;
     }
@@ -89,7 +81,7 @@ impl BlockFormat for Iq4Nl {
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
         for ((x, importance), b) in rows.blocks::<32>().zip(dst.chunks_exact_mut(18)) {
-            let sigma2 = x.iter().fold(0f32, |s, x| s + x * x) * (2.0 / 32.0);
+            let sigma2 = sum_squares(x) * (2.0 / 32.0);
             let scale = scale(x, &weights(x, importance.map(|w| &w[..]), sigma2));
             put_f16(b, 0, scale);
             put_levels(x, scale, &mut b[2..]);

@@ -12,6 +12,7 @@
 //! becomes −32; indices are nearest to `x/(d·l)` with the unrounded `d`.
 
 use super::iq4_nl::{levels, put_levels, scale, weights};
+use crate::block::search::{first_max, sum_squares};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16, u16_at};
 use crate::float::nint;
 use crate::ggml::GgmlType;
@@ -37,19 +38,13 @@ impl BlockFormat for Iq4Xs {
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
         for ((x, importance), b) in rows.blocks::<256>().zip(dst.chunks_exact_mut(136)) {
-            let sigma2 = x.iter().fold(0f32, |s, x| s + x * x) * (2.0 / 256.0);
+            let sigma2 = sum_squares(x) * (2.0 / 256.0);
             let (groups, _) = x.as_chunks::<32>();
             let scales: [f32; 8] = std::array::from_fn(|i| {
                 let importance = importance.map(|w| &w[32 * i..32 * i + 32]);
                 scale(&groups[i], &weights(&groups[i], importance, sigma2))
             });
-            let (mut amax, mut max) = (0f32, 0f32);
-            for s in scales {
-                if s.abs() > amax {
-                    (amax, max) = (s.abs(), s);
-                }
-            }
-            let d = -max / 32.0;
+            let d = -first_max(&scales).1 / 32.0;
             let id = if d != 0.0 { 1.0 / d } else { 0.0 };
             put_f16(b, 0, d);
             b[2..8].fill(0);

@@ -3,12 +3,15 @@
 pub mod neighbours;
 pub mod tables;
 
+mod iq1;
+mod iq1_m;
+mod iq1_s;
 mod iq4_nl;
 mod iq4_xs;
 
-pub(crate) use iq4_nl::EPS as IQ4_EPS;
+pub use iq1_m::Iq1M;
+pub use iq1_s::Iq1S;
 pub use iq4_nl::Iq4Nl;
 pub use iq4_xs::Iq4Xs;
 
-super::stub_formats!(Iq1S: IQ1_S, Iq1M: IQ1_M);
 super::stub_formats!(Iq2Xxs: IQ2_XXS, Iq2Xs: IQ2_XS, Iq2S: IQ2_S, Iq3Xxs: IQ3_XXS, Iq3S: IQ3_S);

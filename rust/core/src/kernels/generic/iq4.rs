@@ -1,7 +1,7 @@
 //! Vector kernels of IQ4_NL and IQ4_XS.
 
 use crate::block::Rows;
-use crate::block::iquant::IQ4_EPS;
+use crate::block::search::EPS;
 use crate::float::{self, KNL};
 use crate::kernels::generic::lanes::{Blocks, columns};
 use crate::kernels::simd::{LANES, Simd};
@@ -165,7 +165,7 @@ impl<S: Simd> Nearest<S> {
                     best = S::select(better, S::mul(scale, a), best);
                 }
             }
-            S::select(S::lt(amax, S::splat(IQ4_EPS)), zero, scale)
+            S::select(S::lt(amax, S::splat(EPS)), zero, scale)
         }
     }
 
