@@ -4,10 +4,10 @@
 //! f16; then every element is quantized again with the scales as they will be decoded, except where a scale became 0:
 //! there the codes of the search stay.
 
-mod q2_k;
+pub(crate) mod q2_k;
 mod q3_k;
-mod q4_k;
-mod q5_k;
+pub(crate) mod q4_k;
+pub(crate) mod q5_k;
 mod q6_k;
 mod q8_k;
 

@@ -16,6 +16,7 @@ use crate::block::search::{self, Sweep, sum_squares};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::float::nint;
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q2_K format.
 #[derive(Clone, Copy, Debug)]
@@ -97,5 +98,9 @@ impl BlockFormat for Q2K {
         for ((x, w), b) in rows.blocks::<256>().zip(dst.chunks_exact_mut(84)) {
             encode_block(x, w, b);
         }
+    }
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::kquant_encode::encode_q2_k::<S>(rows, dst) }
     }
 }

@@ -16,6 +16,7 @@ use crate::block::search::{self, first_max};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::float::nint;
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q3_K format.
 #[derive(Clone, Copy, Debug)]
@@ -109,5 +110,9 @@ impl BlockFormat for Q3K {
         for ((x, w), b) in rows.blocks::<256>().zip(dst.chunks_exact_mut(110)) {
             encode_block(x, w, b);
         }
+    }
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::kquant_encode::encode_q3_k::<S>(rows, dst) }
     }
 }

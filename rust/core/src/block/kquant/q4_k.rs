@@ -16,6 +16,7 @@ use crate::block::search::{self, Sweep, sum_squares};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::float::nint;
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q4_K format.
 #[derive(Clone, Copy, Debug)]
@@ -137,5 +138,9 @@ impl BlockFormat for Q4K {
             let codes = encode_scales(15, &SWEEP, u8::MAX, x, w, b);
             put_nibbles(&codes, &mut b[16..]);
         }
+    }
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::kquant_encode::encode_q4_k::<S>(rows, dst) }
     }
 }

@@ -15,6 +15,7 @@ use super::q4_k::{encode_scales, put_nibbles, scale_min};
 use crate::block::search::Sweep;
 use crate::block::{BlockFormat, Rows, f16_at};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q5_K format.
 #[derive(Clone, Copy, Debug)]
@@ -48,5 +49,9 @@ impl BlockFormat for Q5K {
             }
             put_nibbles(&codes, &mut b[48..]);
         }
+    }
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::kquant_encode::encode_q5_k::<S>(rows, dst) }
     }
 }

@@ -15,6 +15,7 @@ use crate::block::search::{self, EPS, first_max};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::float::nint;
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q6_K format.
 #[derive(Clone, Copy, Debug)]
@@ -78,5 +79,9 @@ impl BlockFormat for Q6K {
         for ((x, w), b) in rows.blocks::<256>().zip(dst.chunks_exact_mut(210)) {
             encode_block(x, w, b);
         }
+    }
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::kquant_encode::encode_q6_k::<S>(rows, dst) }
     }
 }

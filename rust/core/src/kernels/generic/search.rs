@@ -70,12 +70,14 @@ pub unsafe fn squares<S: Simd, const N: usize>(x: &[S::F; N]) -> [S::F; N] {
 
 /// Σ of the vectors in index order, from 0.
 #[inline(always)]
-pub unsafe fn sum<S: Simd, const N: usize>(start: S::F, x: &[S::F; N]) -> S::F {
-    let mut s = start;
-    for x in x {
-        s = unsafe { S::add(s, *x) };
+pub unsafe fn sum<S: Simd, const N: usize>(x: &[S::F; N]) -> S::F {
+    unsafe {
+        let mut s = S::splat(0.0);
+        for x in x {
+            s = S::add(s, *x);
+        }
+        s
     }
-    s
 }
 
 /// H6: weights importance · √(σ² + x²).
