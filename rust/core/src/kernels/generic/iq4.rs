@@ -3,7 +3,7 @@
 use crate::block::Rows;
 use crate::block::search::EPS;
 use crate::float::{self, KNL};
-use crate::kernels::generic::lanes::{Blocks, columns};
+use crate::kernels::generic::search::{Batch, first_max, load_lanes, squares, sum_squares, weights};
 use crate::kernels::simd::{LANES, Simd};
 
 /// Decodes IQ4_NL blocks.
@@ -12,7 +12,7 @@ pub unsafe fn decode_nl<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]
     let (mut p, mut y) = (src.as_ptr(), dst.as_mut_ptr());
     for _ in 0..dst.len() / 32 {
         unsafe {
-            let d = S::splat(float::f16_to_f32(p.cast::<u16>().read_unaligned()));
+            let d = S::splat_f16(p.cast());
             levels::<S, STREAM>(d, p.add(2), y);
             p = p.add(18);
             y = y.add(32);
@@ -146,13 +146,7 @@ impl<S: Simd> Nearest<S> {
     unsafe fn scale(&self, x: &[S::F; 32], w: &[S::F; 32]) -> S::F {
         unsafe {
             let zero = S::splat(0.0);
-            let (mut amax, mut max) = (zero, zero);
-            for x in x {
-                let a = S::abs(*x);
-                let larger = S::lt(amax, a);
-                amax = S::select(larger, a, amax);
-                max = S::select(larger, *x, max);
-            }
+            let (amax, max) = first_max::<S, 32>(x);
             let first = S::splat(f32::from(KNL[0]));
             let (a, b) = self.sums(x, w, S::div(S::splat(1.0), S::div(S::neg(max), first)));
             let mut scale = S::select(S::lt(zero, b), S::div(a, b), zero);
@@ -205,36 +199,13 @@ impl<S: Simd> Nearest<S> {
     }
 }
 
-/// The 32 elements from `at` on of each block, in lanes.
+/// The weights of 32 elements from `at` on: `x²`, or `importance·sqrt(σ² + x²)`.
 #[inline(always)]
-unsafe fn group<S: Simd>(blocks: &[*const f32; LANES], at: usize) -> [S::F; 32] {
+unsafe fn group_weights<S: Simd>(batch: &Batch, at: usize, x: &[S::F; 32], sigma2: S::F) -> [S::F; 32] {
     unsafe {
-        let mut x = [S::splat(0.0); 32];
-        x[..16].copy_from_slice(&columns::<S>(blocks, at));
-        x[16..].copy_from_slice(&columns::<S>(blocks, at + 16));
-        x
-    }
-}
-
-/// The weights of 32 elements: `x²`, or `importance·sqrt(σ² + x²)`.
-#[inline(always)]
-unsafe fn weights<S: Simd>(blocks: &Blocks, at: usize, x: &[S::F; 32], sigma2: S::F) -> [S::F; 32] {
-    unsafe {
-        match &blocks.importance {
-            None => {
-                let mut w = *x;
-                for w in &mut w {
-                    *w = S::mul(*w, *w);
-                }
-                w
-            }
-            Some(importance) => {
-                let mut w = group::<S>(importance, at);
-                for (w, x) in w.iter_mut().zip(x) {
-                    *w = S::mul(*w, S::sqrt(S::add(sigma2, S::mul(*x, *x))));
-                }
-                w
-            }
+        match &batch.importance {
+            None => squares::<S, 32>(x),
+            Some(importance) => weights::<S, 32>(&load_lanes::<S, 32>(importance, at), sigma2, x),
         }
     }
 }
@@ -245,18 +216,15 @@ pub unsafe fn encode_nl<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
     unsafe {
         let nearest = Nearest::<S>::new();
         for first in (0..rows.x.len() / 32).step_by(LANES) {
-            let blocks = Blocks::at(rows, 32, first);
-            let x = group::<S>(&blocks.x, 0);
-            let mut sum = S::splat(0.0);
-            for x in &x {
-                sum = S::add(sum, S::mul(*x, *x));
-            }
-            let w = weights::<S>(&blocks, 0, &x, S::mul(sum, S::splat(2.0 / 32.0)));
+            let batch = Batch::new(&rows, 32, first);
+            let x = load_lanes::<S, 32>(&batch.x, 0);
+            let sum = sum_squares::<S>(&x);
+            let w = group_weights::<S>(&batch, 0, &x, S::mul(sum, S::splat(2.0 / 32.0)));
             let scale = nearest.scale(&x, &w);
             let words = nearest.nibbles(&x, scale);
             let mut d = [0u16; LANES];
             S::store_f16(d.as_mut_ptr(), scale);
-            for lane in 0..blocks.count {
+            for lane in 0..batch.count {
                 let p = dst.as_mut_ptr().add((first + lane) * 18);
                 p.cast::<u16>().write_unaligned(d[lane]);
                 for (k, word) in words.iter().enumerate() {
@@ -274,25 +242,17 @@ pub unsafe fn encode_xs<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
         let nearest = Nearest::<S>::new();
         let zero = S::splat(0.0);
         for first in (0..rows.x.len() / 256).step_by(LANES) {
-            let blocks = Blocks::at(rows, 256, first);
+            let batch = Batch::new(&rows, 256, first);
             let mut groups = [[zero; 32]; 8];
-            let mut sum = zero;
             for (i, x) in groups.iter_mut().enumerate() {
-                *x = group::<S>(&blocks.x, 32 * i);
-                for x in x {
-                    sum = S::add(sum, S::mul(*x, *x));
-                }
+                *x = load_lanes::<S, 32>(&batch.x, 32 * i);
             }
-            let sigma2 = S::mul(sum, S::splat(2.0 / 256.0));
+            let sigma2 = S::mul(sum_squares::<S>(groups.as_flattened()), S::splat(2.0 / 256.0));
             let mut scales = [zero; 8];
-            let (mut amax, mut max) = (zero, zero);
-            for (i, x) in groups.iter().enumerate() {
-                let s = nearest.scale(x, &weights::<S>(&blocks, 32 * i, x, sigma2));
-                let larger = S::lt(amax, S::abs(s));
-                amax = S::select(larger, S::abs(s), amax);
-                max = S::select(larger, s, max);
-                scales[i] = s;
+            for (i, (s, x)) in scales.iter_mut().zip(&groups).enumerate() {
+                *s = nearest.scale(x, &group_weights::<S>(&batch, 32 * i, x, sigma2));
             }
+            let (_, max) = first_max::<S, 8>(&scales);
             let d = S::div(S::neg(max), S::splat(32.0));
             let nonzero = S::m_not(S::eq(d, zero));
             let id = S::select(nonzero, S::div(S::splat(1.0), d), zero);
@@ -308,7 +268,7 @@ pub unsafe fn encode_xs<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
                 low = S::ior(low, S::ishlv(nibble, S::ishl::<2>(at)));
                 high = S::ior(high, S::ishlv(S::ishr::<4>(stored), S::ishl::<1>(at)));
                 let words = nearest.nibbles(x, S::mul(d, S::to_f(l)));
-                for lane in 0..blocks.count {
+                for lane in 0..batch.count {
                     let p = dst.as_mut_ptr().add((first + lane) * 136 + 8 + 16 * i);
                     for (k, word) in words.iter().enumerate() {
                         p.add(4 * k).cast::<u32>().write_unaligned(word[lane]);
@@ -318,7 +278,7 @@ pub unsafe fn encode_xs<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
             let (mut lows, mut highs) = ([0i32; LANES], [0i32; LANES]);
             S::istore(lows.as_mut_ptr(), low);
             S::istore(highs.as_mut_ptr(), high);
-            for lane in 0..blocks.count {
+            for lane in 0..batch.count {
                 let p = dst.as_mut_ptr().add((first + lane) * 136);
                 p.cast::<u16>().write_unaligned(half[lane]);
                 p.add(2).cast::<u16>().write_unaligned(highs[lane] as u16);

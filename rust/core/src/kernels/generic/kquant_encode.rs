@@ -81,22 +81,10 @@ unsafe fn load_block<S: Simd, const N: usize, const SUBS: usize>(p: &[*const f32
     }
 }
 
-/// Σ x² of the elements in order.
-#[inline(always)]
-unsafe fn sum_squares<S: Simd>(x: &[S::F]) -> S::F {
-    unsafe {
-        let mut s = S::splat(0.0);
-        for x in x {
-            s = S::add(s, S::mul(*x, *x));
-        }
-        s
-    }
-}
-
 /// σ² of the importance weights: `factor` · Σ x² / 256.
 #[inline(always)]
 unsafe fn sigma2<S: Simd, const N: usize, const SUBS: usize>(x: &Block<S::F, N, SUBS>, factor: f32) -> S::F {
-    unsafe { S::div(S::mul(S::splat(factor), sum_squares::<S>(x.as_flattened())), S::splat(256.0)) }
+    unsafe { S::div(S::mul(S::splat(factor), search::sum_squares::<S>(x.as_flattened())), S::splat(256.0)) }
 }
 
 /// Rounds through f16: stores the bits, returns the value as it will be decoded.
@@ -169,7 +157,7 @@ unsafe fn search_affine<S: Simd, const N: usize, const SUBS: usize>(
                 }
                 None => {
                     let mut w = x[j];
-                    let rms = S::sqrt(S::div(sum_squares::<S>(&x[j]), S::splat(N as f32)));
+                    let rms = S::sqrt(S::div(search::sum_squares::<S>(&x[j]), S::splat(N as f32)));
                     for w in &mut w {
                         *w = if how.rms { S::add(rms, S::abs(*w)) } else { S::abs(*w) };
                     }

@@ -8,7 +8,6 @@
 pub mod convert;
 pub mod iq4;
 pub mod kquant_encode;
-pub mod lanes;
 pub mod legacy;
 pub mod search;
 

@@ -6,7 +6,6 @@
 
 use crate::block::Rows;
 use crate::block::search::{EPS, Sweep};
-use crate::float::KNL;
 use crate::kernels::simd::{LANES, Simd};
 
 /// Where the 16 lanes of a batch of blocks begin. Lanes beyond the last block repeat it; their results are dropped.
@@ -75,6 +74,18 @@ pub unsafe fn sum<S: Simd, const N: usize>(x: &[S::F; N]) -> S::F {
         let mut s = S::splat(0.0);
         for x in x {
             s = S::add(s, *x);
+        }
+        s
+    }
+}
+
+/// Σ x² of the elements in order.
+#[inline(always)]
+pub unsafe fn sum_squares<S: Simd>(x: &[S::F]) -> S::F {
+    unsafe {
+        let mut s = S::splat(0.0);
+        for x in x {
+            s = S::add(s, S::mul(*x, *x));
         }
         s
     }
@@ -416,28 +427,5 @@ pub unsafe fn qp<S: Simd, const N: usize>(n: i32, x: &[S::F; N], w: &[S::F; N]) 
         }
         let keep = S::m_and(S::gt(b, zero), S::m_not(skip));
         (S::select(keep, S::div(a, b), zero), codes)
-    }
-}
-
-/// H5: index of the level of [`KNL`] nearest to `v`; a tie goes to the upper level, a NaN to the last.
-#[inline(always)]
-pub unsafe fn best_nl<S: Simd>(v: S::F) -> S::I {
-    unsafe {
-        let mut levels = [0i32; LANES];
-        for (l, k) in levels.iter_mut().zip(KNL) {
-            *l = i32::from(k);
-        }
-        let table = S::to_f(S::iload(levels.as_ptr()));
-        // The last level that `v` is not below (the first if there is none); NaN is below no level.
-        let mut lo = S::isplat(0);
-        for step in [8, 4, 2, 1] {
-            let mid = S::iadd(lo, S::isplat(step));
-            let below = S::lt(v, S::lookup(table, mid));
-            lo = S::iselect(below, lo, mid);
-        }
-        let lo = S::imin(lo, S::isplat(14));
-        let hi = S::iadd(lo, S::isplat(1));
-        let nearer = S::lt(S::sub(v, S::lookup(table, lo)), S::sub(S::lookup(table, hi), v));
-        S::iselect(nearer, lo, hi)
     }
 }
