@@ -21,3 +21,9 @@ pub const SAFETENSORS_DIMS: usize = 64;
 pub const SHARDS: u64 = 99_999;
 /// Largest JSON side file (config.json, tokenizer.json, index) that is read into memory.
 pub const JSON_BYTES: u64 = 512 << 20;
+/// Largest GGUF header in bytes: the largest published (vocabularies of 260,000 tokens with merges) have some 20 MB.
+pub const GGUF_HEADER: u64 = 1 << 30;
+/// Deepest nesting of a JSON text; config.json, tokenizer.json and indices use fewer than ten levels.
+pub const JSON_DEPTH: usize = 64;
+/// Longest number in a JSON text, in characters: an exact f64 needs at most 1,100.
+pub const JSON_NUMBER: usize = 1_200;

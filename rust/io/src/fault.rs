@@ -1,0 +1,68 @@
+//! Fault injection: the Nth call of this crate to the operating system fails, is interrupted, or comes up short.
+//!
+//! Off unless armed by a test; then one atomic counter is shared by all threads.
+
+use std::io;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// What happens at the chosen call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It fails with this `errno`.
+    Errno(i32),
+    /// A read or write moves fewer bytes than asked for; other calls succeed.
+    Short,
+}
+
+/// Calls left before the fault; negative when off or past it.
+static LEFT: AtomicI64 = AtomicI64::new(-1);
+/// 0 for [`Fault::Short`], else the errno.
+static KIND: AtomicI64 = AtomicI64::new(0);
+/// Calls since arming.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// Arms the fault for the `nth` call from now (1-based).
+pub fn arm(nth: u64, fault: Fault) {
+    let kind = match fault {
+        Fault::Short => 0,
+        Fault::Errno(errno) => i64::from(errno),
+    };
+    KIND.store(kind, Ordering::SeqCst);
+    CALLS.store(0, Ordering::SeqCst);
+    LEFT.store(i64::try_from(nth).unwrap_or(i64::MAX), Ordering::SeqCst);
+}
+
+/// Turns injection off and returns the number of calls since [`arm`].
+pub fn disarm() -> u64 {
+    LEFT.store(-1, Ordering::SeqCst);
+    CALLS.load(Ordering::SeqCst)
+}
+
+/// Counts a call; `Err` when it is to fail, `Ok(true)` when it is to come up short.
+fn strike() -> io::Result<bool> {
+    if LEFT.load(Ordering::Relaxed) < 0 {
+        return Ok(false);
+    }
+    CALLS.fetch_add(1, Ordering::SeqCst);
+    if LEFT.fetch_sub(1, Ordering::SeqCst) != 1 {
+        return Ok(false);
+    }
+    // Stay armed for counting, far from striking again.
+    LEFT.store(i64::MAX, Ordering::SeqCst);
+    match KIND.load(Ordering::SeqCst) {
+        0 => Ok(true),
+        errno => Err(io::Error::from_raw_os_error(errno as i32)),
+    }
+}
+
+/// Runs `call` unless a fault is due.
+pub(crate) fn call<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    strike()?;
+    call()
+}
+
+/// Runs a transfer of `length` bytes through `call`, which is given the number of bytes to try.
+pub(crate) fn transfer(length: usize, call: impl FnOnce(usize) -> io::Result<usize>) -> io::Result<usize> {
+    let short = strike()? && length > 1;
+    call(if short { length / 2 } else { length })
+}

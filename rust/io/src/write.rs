@@ -1,0 +1,175 @@
+//! Files that appear under their name only when complete.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use subbyte_core::{Error, Result};
+
+use crate::{fault, in_file};
+
+/// Most bytes of one `pwrite`; Linux moves at most 2 GiB - 4 KiB at once.
+const MOST_AT_ONCE: usize = 1 << 30;
+
+/// Told apart from anything a user would name.
+const SUFFIX: &str = ".subbyte-tmp";
+
+/// A file under construction: an exclusively created sibling of the final name with its space reserved, renamed by
+/// [`AtomicFile::commit`] and removed when dropped before that.
+///
+/// What was under the final name stays until the rename, so a source that is mapped may be replaced safely.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: File,
+    temp: PathBuf,
+    target: PathBuf,
+    committed: bool,
+}
+
+impl AtomicFile {
+    /// Creates the temporary sibling of `target` with `length` bytes reserved and zero.
+    ///
+    /// # Errors
+    /// [`subbyte_core::ErrorKind::Io`]; a full disk is found here where the file system can reserve space.
+    pub fn create(target: &Path, length: u64) -> Result<Self> {
+        let name = target
+            .file_name()
+            .ok_or_else(|| in_file(Error::argument("not a file name to write to"), target))?
+            .to_string_lossy();
+        if target.is_dir() {
+            return Err(in_file(Error::argument("this is a folder; give the name of a file to write"), target));
+        }
+        let temp = target.with_file_name(temporary_name(&name));
+        let file = fault::call(|| OpenOptions::new().write(true).read(true).create_new(true).open(&temp))
+            .map_err(|e| in_file(e, target))?;
+        let this = Self { file, temp, target: target.to_path_buf(), committed: false };
+        this.reserve(length)?;
+        Ok(this)
+    }
+
+    fn reserve(&self, length: u64) -> Result<()> {
+        let result = retry(|| fault::call(|| allocate(&self.file, length)));
+        match result {
+            Ok(()) => Ok(()),
+            // Not every file system can reserve; a sparse file of the full length is the next best.
+            Err(e) if matches!(e.kind(), io::ErrorKind::Unsupported) => {
+                retry(|| fault::call(|| self.file.set_len(length))).map_err(|e| in_file(e, &self.target))
+            }
+            Err(e) => {
+                let mut error = in_file(e, &self.target);
+                error.message = format!("{length} bytes could not be reserved: {}", error.message);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    pub fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = &bytes[done..];
+            let length = rest.len().min(MOST_AT_ONCE);
+            match fault::transfer(length, |n| pwrite(&self.file, &rest[..n], offset + done as u64)) {
+                Ok(0) => {
+                    let none = io::Error::new(io::ErrorKind::WriteZero, "the system wrote nothing");
+                    return Err(in_file(none, &self.target));
+                }
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(in_file(e, &self.target)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the bytes durable, then gives the file its name.
+    ///
+    /// # Errors
+    /// [`subbyte_core::ErrorKind::Io`]. The temporary file is gone then. If only the last step failed, syncing the
+    /// folder, the complete file is in place, but may not survive a power cut.
+    pub fn commit(mut self) -> Result<()> {
+        let fail = |e: io::Error| in_file(e, &self.target);
+        retry(|| fault::call(|| self.file.sync_all())).map_err(fail)?;
+        retry(|| fault::call(|| std::fs::rename(&self.temp, &self.target))).map_err(fail)?;
+        self.committed = true;
+        retry(|| fault::call(|| sync_folder(&self.target))).map_err(|e| {
+            let mut error = in_file(e, &self.target);
+            error.message = format!("the file is complete, but its folder could not be synced: {}", error.message);
+            error
+        })
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Nothing sensible can be done about a failure here; the name says what the file is.
+            let _ = std::fs::remove_file(&self.temp);
+        }
+    }
+}
+
+/// A sibling name of bounded length that no other process or thread uses.
+fn temporary_name(name: &str) -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let stem: String = name.chars().take(40).collect();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
+    let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!(".{stem}.{}-{now:x}-{unique}{SUFFIX}", std::process::id())
+}
+
+fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn allocate(file: &File, length: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let Ok(length) = libc::off_t::try_from(length) else {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    };
+    if length == 0 {
+        return Ok(());
+    }
+    // SAFETY: a plain system call on a descriptor that `file` keeps open.
+    match unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allocate(_: &File, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(unix)]
+fn pwrite(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::write_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn pwrite(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_write(file, bytes, offset)
+}
+
+/// Makes a rename durable. File systems that cannot sync a folder say EINVAL; there is nothing to do then.
+#[cfg(unix)]
+fn sync_folder(file: &Path) -> io::Result<()> {
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(folder)?.sync_all() {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> io::Result<()> {
+    Ok(())
+}
