@@ -2,6 +2,7 @@
 
 mod arrays;
 mod codec;
+mod container;
 mod dlpack;
 mod errors;
 
@@ -12,5 +13,6 @@ use pyo3::prelude::*;
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     codec::register(m)?;
-    dlpack::register(m)
+    dlpack::register(m)?;
+    container::register(m)
 }

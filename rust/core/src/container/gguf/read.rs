@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::{
-    ALIGNMENT_KEY, ARRAY_ID, DEFAULT_ALIGNMENT, MAGIC, Scalar, Strings, Tensor, Value, ValueType, check_alignment,
-    check_key, check_tensor_name, next_offset, round_up, tensor_bytes,
+    ALIGNMENT_KEY, ARRAY_ID, MAGIC, Scalar, Strings, Tensor, Value, ValueType, check_alignment, check_key,
+    check_tensor_name, next_offset, round_up, tensor_bytes,
 };
 use crate::GgmlType;
 use crate::container::cursor::Cursor;

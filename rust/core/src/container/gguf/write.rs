@@ -59,8 +59,10 @@ impl HeaderBuilder {
         let unfit = || Error::argument(format!("metadata '{key}': {value:?} does not fit {}", value_type.name()));
         let bytes: Vec<u8> = match (value_type, value) {
             (ValueType::Bool, Scalar::Bool(v)) => vec![u8::from(v)],
-            // Rounded once, as C's conversion does; infinities and NaN are allowed.
-            (ValueType::F32, Scalar::Float(v)) => (v as f32).to_le_bytes().to_vec(),
+            // Infinities and NaN are allowed; a finite number must stay finite.
+            (ValueType::F32, Scalar::Float(v)) if !v.is_finite() || (v as f32).is_finite() => {
+                (v as f32).to_le_bytes().to_vec()
+            }
             (ValueType::F64, Scalar::Float(v)) => v.to_le_bytes().to_vec(),
             (_, Scalar::Unsigned(_) | Scalar::Signed(_)) => {
                 let wide = match value {
@@ -116,17 +118,13 @@ impl HeaderBuilder {
         Ok(())
     }
 
-    /// Adds an array of `count` strings.
-    pub fn strings<T: AsRef<[u8]>>(
-        &mut self,
-        key: &str,
-        strings: impl ExactSizeIterator<Item = Result<T>>,
-    ) -> Result<()> {
+    /// Adds an array of strings; UTF-8 is meant, but the bytes are stored as they are.
+    pub fn strings<T: AsRef<[u8]>>(&mut self, key: &str, strings: &[T]) -> Result<()> {
         self.not_alignment(key)?;
         self.key(key)?;
         self.array(ValueType::Str, strings.len() as u64);
         for text in strings {
-            self.string(text?.as_ref());
+            self.string(text.as_ref());
         }
         Ok(())
     }

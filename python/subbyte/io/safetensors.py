@@ -1,0 +1,294 @@
+"""Safetensors files, single or sharded: read lazily, and written complete or not at all.
+
+Stricter than the reference reader where the format's description is: duplicate names are refused, and so are holes,
+overlaps, fields and dtypes that are not known. Pickles (``.bin``, ``.pt``) are never read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from subbyte import _native
+from subbyte.arrays import Array, small_float
+from subbyte.errors import ArgumentError, CorruptError, FormatError, UnsupportedError
+from subbyte.io.source import PlannedWriter, load_json, view
+
+__all__ = ["SafetensorsFile", "SafetensorsTensor", "SafetensorsWriter", "write_safetensors"]
+
+_INDEX = ".safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: NumPy type by dtype; for the small floats the `ml_dtypes` name comes first, the bits stand in without that package.
+_DTYPES: dict[str, tuple[str | None, str]] = {
+    "BOOL": (None, "|b1"), "U8": (None, "|u1"), "I8": (None, "|i1"), "U16": (None, "<u2"), "I16": (None, "<i2"),
+    "U32": (None, "<u4"), "I32": (None, "<i4"), "U64": (None, "<u8"), "I64": (None, "<i8"), "F16": (None, "<f2"),
+    "F32": (None, "<f4"), "F64": (None, "<f8"), "C64": (None, "<c8"), "BF16": ("bfloat16", "<u2"),
+    "F8_E4M3": ("float8_e4m3fn", "|u1"), "F8_E5M2": ("float8_e5m2", "|u1"), "F8_E8M0": ("float8_e8m0fnu", "|u1"),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", "|u1"), "F8_E5M2FNUZ": ("float8_e5m2fnuz", "|u1"),
+}  # fmt: skip
+
+
+@cache
+def _numpy_dtype(name: str) -> np.dtype[Any] | None:
+    if name not in _DTYPES:
+        return None
+    small, plain = _DTYPES[name]
+    return (small_float(small) if small else None) or np.dtype(plain)
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsTensor:
+    """A tensor of a file.
+
+    Attributes:
+        dtype: the format's name of the element type (``"BF16"``).
+        shape: dimensions, slowest-varying first.
+        nbytes: size of the data.
+        offset: first byte of the data in the file ``path``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int
+    path: str
+
+
+class SafetensorsFile(Mapping[str, SafetensorsTensor]):
+    """A safetensors checkpoint, open for reading: a mapping from tensor name to `SafetensorsTensor`.
+
+    Names come in the header's order; those of several shards in sorted order of the shards.
+
+    Args:
+        path: a file, an index (``*.safetensors.index.json``), or a folder that holds one or the other.
+        mmap: hand out views of the memory-mapped files. A mapped file that another program truncates kills the process
+            when its missing part is touched; pass ``False`` for files on unreliable disks, then data is read and copied.
+
+    Raises:
+        FormatError, CorruptError: a rule of the format is broken, or the index and its shards disagree.
+        UnsupportedError: an unknown dtype, or a pickle.
+        LimitError: a header over 100 MB and other ceilings.
+        IoError: a file cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, mmap: bool = True) -> None:
+        files, index = _resolve(Path(path))
+        self._paths = [os.fspath(file) for file in files]
+        self._readers: list[_native.SafetensorsReader] | None = []
+        self._tensors: dict[str, SafetensorsTensor] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        self._metadata: dict[str, str] = {}
+        self._nbytes = 0
+        for shard, file in enumerate(self._paths):
+            reader = _native.SafetensorsReader(file, mmap)
+            self._readers.append(reader)
+            self._nbytes += reader.nbytes
+            self._metadata.update(reader.metadata())
+            for number, (name, dtype, shape, nbytes, offset) in enumerate(reader.tensors()):
+                if name in self._tensors:
+                    raise CorruptError(f"also in {self._tensors[name].path}; which one counts?", file=file, tensor=name)
+                self._tensors[name] = SafetensorsTensor(name, dtype, tuple(shape), nbytes, offset, file)
+                self._places[name] = (shard, number)
+        for name, shard_name in index.items():
+            found = self._tensors.get(name)
+            if found is None or Path(found.path).name != shard_name:
+                place = "in no shard" if found is None else f"in {Path(found.path).name}"
+                raise CorruptError(f"the index says it is in {shard_name}; it is {place}", file=os.fspath(path), tensor=name)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The strings under ``__metadata__``; of several shards, the union with later shards counting."""
+        return dict(self._metadata)
+
+    @property
+    def paths(self) -> list[str]:
+        """The files of the checkpoint."""
+        return list(self._paths)
+
+    @property
+    def nbytes(self) -> int:
+        """Total size of the files in bytes."""
+        return self._nbytes
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The stored bytes of a tensor: ``uint8``, one row, read-only, no copy.
+
+        Raises:
+            KeyError: no such tensor.
+            CorruptError: the file shrank.
+        """
+        shard, number = self._places[name]
+        if self._readers is None:
+            raise ValueError("the file is closed")
+        return view(self._readers[shard].raw(number))
+
+    def array(self, name: str) -> Array:
+        """A tensor as an array, a view of the file.
+
+        BF16 and the F8 types are `ml_dtypes` arrays where that package is installed, else their bits (``uint16``,
+        ``uint8``).
+
+        Raises:
+            KeyError: no such tensor.
+            UnsupportedError: F4 and F6, whose elements NumPy cannot address; `raw` gives their bytes.
+        """
+        tensor = self._tensors[name]
+        dtype = _numpy_dtype(tensor.dtype)
+        if dtype is None:
+            raise UnsupportedError(
+                f"{tensor.dtype} elements are smaller than a byte; use raw()", file=tensor.path, tensor=name
+            )
+        data = self.raw(name)
+        if dtype == np.bool_ and data.size and data.max() > 1:
+            raise CorruptError("a bool is stored as neither 0 nor 1", file=tensor.path, tensor=name)
+        return data.view(dtype).reshape(tensor.shape)
+
+    def close(self) -> None:
+        """Lets go of the files; arrays handed out stay valid."""
+        self._readers = None
+
+    def __getitem__(self, name: str) -> SafetensorsTensor:
+        return self._tensors[name]
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        files = self._paths[0] if len(self._paths) == 1 else f"{len(self._paths)} shards in {Path(self._paths[0]).parent}"
+        return f"<SafetensorsFile {files!r}: {len(self)} tensors>"
+
+
+def _resolve(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that ``path`` stands for, and what the index says of each tensor."""
+    if path.is_dir():
+        return _resolve(_in_folder(path))
+    if path.name.endswith(_INDEX):
+        weight_map = _weight_map(path)
+        return [path.with_name(name) for name in sorted(set(weight_map.values()))], weight_map
+    return [path], {}
+
+
+def _in_folder(folder: Path) -> Path:
+    """The file or index to open in a folder, as the libraries that write such folders choose it."""
+    for name in ("model.safetensors", "model" + _INDEX):
+        if (folder / name).exists():
+            return folder / name
+    names = sorted(entry.name for entry in os.scandir(folder))
+    for suffix in (_INDEX, ".safetensors"):
+        found = [name for name in names if name.endswith(suffix)]
+        if len(found) == 1:
+            return folder / found[0]
+        if found:
+            raise FormatError(f"several files end in {suffix} ({', '.join(found[:3])} …); name one", file=os.fspath(folder))
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles:
+        raise UnsupportedError(
+            f"no safetensors here, only pickles ({pickles[0]}), which run code when loaded and are never read; "
+            "convert them to safetensors with a tool you trust, or download the safetensors version of the model",
+            file=os.fspath(folder),
+        )
+    raise FormatError("no .safetensors file or index in this folder", file=os.fspath(folder))
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """The ``weight_map`` of an index: tensor name to the name of a file beside the index."""
+    index = load_json(path, unique_keys=True)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError("the index has no weight_map", file=os.fspath(path))
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _plain_name(file):
+            raise FormatError(
+                f"weight_map names {file!r}; only files beside the index are read", file=os.fspath(path), tensor=name
+            )
+    return weight_map
+
+
+def _plain_name(name: str) -> bool:
+    """Whether ``name`` is a file name without any path to it, on every system."""
+    return (
+        name.endswith(".safetensors")
+        and not name.startswith(".")
+        and name.isprintable()
+        and not any(c in '/\\:*?"<>|' for c in name)
+    )
+
+
+class SafetensorsWriter(PlannedWriter):
+    """Writes a safetensors file whose tensors are known beforehand.
+
+    The data is laid out in descending element size, so that every tensor is aligned to its elements.
+
+    Args:
+        path: the file; it appears there when complete.
+        tensors: name, dtype (``"BF16"``) and shape of each.
+        metadata: strings to store under ``__metadata__``.
+
+    Raises:
+        ArgumentError, LimitError, FormatError: something that cannot be stored.
+        IoError: the file cannot be created, or the disk lacks the space.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        tensors: Sequence[tuple[str, str, Sequence[int]]],
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        plan = [(name, dtype, [int(dim) for dim in shape]) for name, dtype, shape in tensors]
+        self._dtypes = {name: dtype for name, dtype, _ in tensors}
+        super().__init__(path, _native.safetensors_plan(plan, list((metadata or {}).items())), self._check_dtype)
+
+    def _check_dtype(self, name: str, array: Array) -> None:
+        kind = self._dtypes.get(name)
+        if kind is None or array.dtype == np.uint8:
+            return  # bytes as they are; an unknown name is refused by the file
+        fitting = {np.dtype(_DTYPES[kind][1]), _numpy_dtype(kind)} if kind in _DTYPES else set()
+        if kind == "F16":
+            fitting.add(np.dtype(np.uint16))
+        if array.dtype.newbyteorder("<") not in fitting:
+            raise ArgumentError(f"the tensor is stored as {kind}, the array holds {array.dtype}", tensor=name)
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file from arrays (`ml_dtypes` arrays included).
+
+    Raises:
+        As `SafetensorsWriter`.
+    """
+    arrays = {name: np.asarray(array) for name, array in tensors.items()}
+    plan = [(name, _dtype_name(name, array), array.shape) for name, array in arrays.items()]
+    with SafetensorsWriter(path, plan, metadata=metadata) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+
+
+def _dtype_name(name: str, array: Array) -> str:
+    dtype = array.dtype.newbyteorder("<")
+    for kind, (small, plain) in _DTYPES.items():
+        if dtype == (np.dtype(plain) if small is None else small_float(small)):
+            return kind
+    raise ArgumentError(f"no safetensors dtype stores {array.dtype}", tensor=name)

@@ -1,0 +1,135 @@
+"""What both containers share: byte views, planned files being written, side files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from subbyte import _native
+from subbyte.arrays import Array, as_bytes, load
+from subbyte.errors import ArgumentError, FormatError
+
+#: Largest side file (config.json, tokenizer.json, an index) that is read into memory, in bytes.
+MAX_JSON_BYTES = 512 << 20
+
+
+def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Whether two paths are the same file, by device and inode; symbolic and hard links are seen through.
+
+    A path that does not exist is the same as no other.
+    """
+    return _native.same_file(os.fspath(a), os.fspath(b))
+
+
+def load_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES, unique_keys: bool = False) -> Any:
+    """Reads a JSON side file of at most ``max_bytes``, nested at most 64 deep.
+
+    Args:
+        unique_keys: refuse an object in which a key occurs twice (`json` keeps the last).
+
+    Raises:
+        FormatError: not JSON, or a key occurs twice.
+        LimitError: too long or too deeply nested.
+        IoError: the file cannot be read.
+    """
+    name = os.fspath(path)
+    text = _native.read_json(name, max_bytes)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise FormatError(f"key {twice!r} occurs twice in one JSON object", file=name)
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique if unique_keys else None)
+    except ValueError as error:
+        raise FormatError(f"not usable JSON: {error}", file=name) from error
+
+
+def view(data: _native.FileBytes) -> npt.NDArray[np.uint8]:
+    """The bytes as a read-only array that keeps the file mapped."""
+    return np.frombuffer(data, dtype=np.uint8) if len(data) else np.empty(0, np.uint8)
+
+
+def contiguous(array: Array) -> Array:
+    """The array C-contiguous and little-endian; itself where it is."""
+    array = np.asarray(array, order="C")
+    swapped = array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big")
+    return array.astype(array.dtype.newbyteorder("<")) if swapped else array
+
+
+def to_bytes(array: Array) -> Array:
+    """The memory of an array, little-endian and in C order, as one row of ``uint8``."""
+    return as_bytes(contiguous(array))
+
+
+class PlannedWriter:
+    """A file whose header and size are known in full; its tensors are written in any order, from any thread.
+
+    The bytes go to a temporary sibling with its space reserved. `close` checks that every byte was written, syncs,
+    and gives the file its name: nothing incomplete is ever seen under that name. Leaving the ``with`` block by an
+    exception, `abort`, and garbage collection discard the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], plan: _native.FilePlan, check: Callable[[str, Array], None]) -> None:
+        self._path = os.fspath(path)
+        self._check = check
+        self._nbytes = plan.nbytes
+        self._file = plan.create(self._path)
+
+    @property
+    def nbytes(self) -> int:
+        """Exact size of the complete file in bytes."""
+        return self._nbytes
+
+    def write(self, name: str, data: Any, offset: int = 0) -> None:
+        """Writes ``data`` at byte ``offset`` of tensor ``name``; bytes may be written again.
+
+        Args:
+            data: an array, also one with DLPack (its memory in C order and little-endian), or any contiguous buffer.
+
+        Raises:
+            ArgumentError: unknown tensor, wrong element type, or more bytes than the tensor has.
+            IoError: the system refused, for instance because the disk is full.
+        """
+        if hasattr(data, "__dlpack__") or isinstance(data, np.generic):
+            array, _ = load(data)
+            self._check(name, array)
+            data = to_bytes(array)
+        if offset < 0:
+            raise ArgumentError(f"offset {offset} is negative", file=self._path, tensor=name)
+        self._file.write(name, data, offset)
+
+    def close(self) -> None:
+        """Completes the file; does nothing the second time.
+
+        Raises:
+            ArgumentError: bytes are missing; the file is discarded.
+            IoError: the system refused; the file is discarded.
+        """
+        self._file.commit()
+
+    def abort(self) -> None:
+        """Discards the file, unless it was closed."""
+        self._file.abort()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()

@@ -1,0 +1,153 @@
+//! Checkpoint files: bytes of open files as buffers, planned files being written, and the helpers around them.
+
+mod gguf;
+mod safetensors;
+
+use std::ffi::c_int;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use subbyte_core::container::json;
+use subbyte_core::container::plan;
+use subbyte_core::{Error, Result};
+use subbyte_io::{Bytes, StreamWriter, fault};
+
+use crate::arrays;
+use crate::errors::to_py;
+
+/// A read-only buffer over bytes of a file; keeps the mapping alive.
+#[pyclass(frozen, module = "subbyte._native")]
+pub struct FileBytes(Bytes);
+
+#[pymethods]
+impl FileBytes {
+    fn __len__(&self) -> usize {
+        self.0.len()
+    }
+
+    // SAFETY: the view holds a reference to this frozen object, whose bytes neither move nor change size.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let bytes: &[u8] = &slf.get().0;
+        let (pointer, length) = (bytes.as_ptr().cast_mut().cast(), bytes.len() as ffi::Py_ssize_t);
+        // SAFETY: `view` comes from the interpreter; read-only is set, so nobody writes through the pointer.
+        match unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), pointer, length, 1, flags) } {
+            0 => Ok(()),
+            _ => Err(PyErr::fetch(slf.py())),
+        }
+    }
+}
+
+/// A file to be written, known in full.
+#[pyclass(frozen, module = "subbyte._native")]
+pub struct FilePlan(plan::Plan);
+
+#[pymethods]
+impl FilePlan {
+    /// Size of the complete file in bytes.
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.0.total
+    }
+
+    /// Reserves the file beside `path` and writes its header.
+    fn create(&self, py: Python<'_>, path: PathBuf) -> PyResult<FileWriter> {
+        let plan = self.0.clone();
+        let writer = py.detach(|| StreamWriter::create(&path, plan)).map_err(to_py)?;
+        Ok(FileWriter(Mutex::new(Some(Arc::new(writer)))))
+    }
+}
+
+/// A planned file being filled in.
+#[pyclass(frozen, module = "subbyte._native")]
+pub struct FileWriter(Mutex<Option<Arc<StreamWriter>>>);
+
+impl FileWriter {
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<StreamWriter>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl FileWriter {
+    /// Writes `data` at `offset` of tensor `name`.
+    fn write(&self, py: Python<'_>, name: &str, data: arrays::Bytes, offset: u64) -> PyResult<()> {
+        let writer = self.slot().clone().ok_or_else(|| PyValueError::new_err("the file is closed"))?;
+        let bytes = data.get();
+        py.detach(|| {
+            let result = writer.write(name, offset, bytes);
+            drop(writer);
+            result
+        })
+        .map_err(to_py)
+    }
+
+    /// Makes the complete file durable and visible.
+    fn commit(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(writer) = self.slot().take() else { return Ok(()) };
+        let busy = || Error::argument("another thread is still writing; the file is discarded");
+        py.detach(|| Arc::try_unwrap(writer).map_err(|_| busy())?.commit()).map_err(to_py)
+    }
+
+    /// Discards the file.
+    fn abort(&self) {
+        self.slot().take();
+    }
+}
+
+/// Text of a file; bytes that are not UTF-8 become lone surrogates, so that nothing is lost.
+fn text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.into_pyobject(py)?.into_any()),
+        Err(_) => PyBytes::new(py, bytes).call_method1("decode", ("utf-8", "surrogateescape")),
+    }
+}
+
+/// Whether two paths are the same file (device and inode).
+#[pyfunction]
+fn same_file(py: Python<'_>, a: PathBuf, b: PathBuf) -> PyResult<bool> {
+    py.detach(|| subbyte_io::same_file(&a, &b)).map_err(to_py)
+}
+
+/// The bytes of a JSON file of at most `most` bytes, checked for depth and syntax.
+#[pyfunction]
+fn read_json(py: Python<'_>, path: PathBuf, most: u64) -> PyResult<Bound<'_, PyBytes>> {
+    let read = || -> Result<Vec<u8>> {
+        let bytes = subbyte_io::read_file(&path, most)?;
+        json::check(&bytes).map_err(|e| e.in_file(path.display().to_string()))?;
+        Ok(bytes)
+    };
+    let bytes = py.detach(read).map_err(to_py)?;
+    Ok(PyBytes::new(py, &bytes))
+}
+
+/// For tests: makes the `nth` call to the operating system fail with `errno`, or come up short when that is 0.
+#[pyfunction]
+fn fault_arm(nth: u64, errno: i32) {
+    fault::arm(nth, if errno == 0 { fault::Fault::Short } else { fault::Fault::Errno(errno) });
+}
+
+/// For tests: turns fault injection off; returns the number of calls since it was armed.
+#[pyfunction]
+fn fault_disarm() -> u64 {
+    fault::disarm()
+}
+
+/// Adds the classes and functions of this module.
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<FileBytes>()?;
+    m.add_class::<FilePlan>()?;
+    m.add_class::<FileWriter>()?;
+    m.add_class::<gguf::GgufReader>()?;
+    m.add_class::<gguf::GgufStrings>()?;
+    m.add_class::<gguf::GgufBuilder>()?;
+    m.add_class::<safetensors::SafetensorsReader>()?;
+    m.add_function(wrap_pyfunction!(safetensors::safetensors_plan, m)?)?;
+    m.add_function(wrap_pyfunction!(same_file, m)?)?;
+    m.add_function(wrap_pyfunction!(read_json, m)?)?;
+    m.add_function(wrap_pyfunction!(fault_arm, m)?)?;
+    m.add_function(wrap_pyfunction!(fault_disarm, m)?)
+}

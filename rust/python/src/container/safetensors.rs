@@ -1,0 +1,74 @@
+//! Safetensors files: reading one, and planning a new one.
+
+use std::path::PathBuf;
+
+use pyo3::exceptions::PyIndexError;
+use pyo3::prelude::*;
+use subbyte_core::container::ReadAt;
+use subbyte_core::container::safetensors::{Dtype, Header, plan};
+use subbyte_core::{Error, Result};
+use subbyte_io::FileSource;
+
+use super::{FileBytes, FilePlan};
+use crate::errors::to_py;
+
+/// An open file. Tensors are addressed by number; `subbyte.io.safetensors` gives them names.
+#[pyclass(frozen, module = "subbyte._native")]
+pub struct SafetensorsReader {
+    source: FileSource,
+    header: Header,
+}
+
+#[pymethods]
+impl SafetensorsReader {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf, mapped: bool) -> PyResult<Self> {
+        let open = || -> Result<Self> {
+            let source = FileSource::open(&path, mapped)?;
+            let header = Header::read(&source).map_err(|e| e.in_file(path.display().to_string()))?;
+            Ok(Self { source, header })
+        };
+        py.detach(open).map_err(to_py)
+    }
+
+    /// Size of the file in bytes.
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.source.len()
+    }
+
+    /// Keys and values of `__metadata__`.
+    fn metadata(&self) -> Vec<(String, String)> {
+        self.header.metadata.clone()
+    }
+
+    /// Name, dtype, shape, bytes and offset of each tensor.
+    fn tensors(&self) -> Vec<(&str, &'static str, &[u64], u64, u64)> {
+        let tensors = self.header.tensors.iter();
+        tensors.map(|t| (t.name.as_str(), t.dtype.name(), t.shape.as_slice(), t.nbytes, t.offset)).collect()
+    }
+
+    /// The bytes of tensor `index`.
+    fn raw(&self, py: Python<'_>, index: usize) -> PyResult<FileBytes> {
+        let tensor = self.header.tensors.get(index).ok_or_else(|| PyIndexError::new_err("no such tensor"))?;
+        py.detach(|| self.source.bytes(tensor.offset, tensor.nbytes))
+            .map(FileBytes)
+            .map_err(|e| to_py(e.in_tensor(tensor.name.clone())))
+    }
+}
+
+/// Lays out a file of tensors (name, dtype, shape) with `metadata`.
+#[pyfunction]
+pub fn safetensors_plan(
+    tensors: Vec<(String, String, Vec<u64>)>,
+    metadata: Vec<(String, String)>,
+) -> PyResult<FilePlan> {
+    let typed = tensors
+        .into_iter()
+        .map(|(name, dtype, shape)| match Dtype::from_name(&dtype) {
+            Ok(dtype) => Ok((name, dtype, shape)),
+            Err(e) => Err(Error::argument(e.message).in_tensor(name)),
+        })
+        .collect::<Result<Vec<_>>>();
+    typed.and_then(|tensors| plan(&tensors, &metadata)).map(FilePlan).map_err(to_py)
+}
