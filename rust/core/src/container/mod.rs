@@ -46,7 +46,7 @@ impl ReadAt for [u8] {
 /// [`crate::ErrorKind::Format`] for an empty name or one with a control character (NUL included).
 pub fn check_name(name: &str, what: &str) -> Result<()> {
     if name.is_empty() {
-        return Err(Error::format(format!("{what} is empty; every {what} needs a name")));
+        return Err(Error::format(format!("{what} is empty")));
     }
     if name.chars().any(char::is_control) {
         return Err(Error::format(format!("{what} {name:?} contains a control character")));
