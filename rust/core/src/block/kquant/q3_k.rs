@@ -112,6 +112,11 @@ impl BlockFormat for Q3K {
         }
     }
     #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::kquant_decode::decode_q3_k::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
     unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
         unsafe { generic::kquant_encode::encode_q3_k::<S>(rows, dst) }
     }

@@ -51,6 +51,11 @@ impl BlockFormat for Q5K {
         }
     }
     #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::kquant_decode::decode_q5_k::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
     unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
         unsafe { generic::kquant_encode::encode_q5_k::<S>(rows, dst) }
     }

@@ -13,6 +13,7 @@ use crate::block::search::first_max;
 use crate::block::{BlockFormat, Rows};
 use crate::float::nint;
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q8_K format.
 #[derive(Clone, Copy, Debug)]
@@ -53,5 +54,10 @@ impl BlockFormat for Q8K {
         for ((x, _), b) in rows.blocks::<256>().zip(dst.chunks_exact_mut(292)) {
             encode_block(x, b);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::kquant_decode::decode_q8_k::<S, STREAM>(src, dst) }
     }
 }
