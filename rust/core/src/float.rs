@@ -58,13 +58,16 @@ pub fn e8m0_half(e: u8) -> f32 {
 }
 
 /// Half of the UE4M3 scale; 0 and 0x7F give 0, bit 7 is ignored as in ggml.
-pub fn ue4m3_half(b: u8) -> f32 {
+pub const fn ue4m3_half(b: u8) -> f32 {
     if b == 0 || b == 0x7F {
         return 0.0;
     }
-    let (e, m) = (i32::from(b >> 3) & 15, f32::from(b & 7));
-    let value = if e == 0 { m * 2f32.powi(-9) } else { (1.0 + m / 8.0) * 2f32.powi(e - 7) };
-    value * 0.5
+    let b = b as u32 & 0x7F;
+    if b < 8 {
+        b as f32 / 1024.0
+    } else {
+        f32::from_bits((b + (119 << 3)) << 20) // exponent bias 7, and half
+    }
 }
 
 /// f32 to UE4M3 as ggml rounds it: half up, saturating at 448 (0x7E), anything not above 0 gives 0.

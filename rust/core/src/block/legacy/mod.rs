@@ -14,21 +14,11 @@ pub use q5::{Q5_0, Q5_1};
 pub use q8_0::Q8_0;
 pub use q8_1::Q8_1;
 
+use crate::block::{Rows, search};
 use crate::float;
 
-/// The first element of largest magnitude, with its sign; +0 if none is above 0.
-pub(crate) fn signed_max(x: &[f32]) -> f32 {
-    let (mut amax, mut max) = (0f32, 0f32);
-    for &v in x {
-        if v.abs() > amax {
-            (amax, max) = (v.abs(), v);
-        }
-    }
-    max
-}
-
 /// Smallest and largest element, the first of equal ones (which decides the sign of zero).
-pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
+fn min_max(x: &[f32]) -> (f32, f32) {
     let (mut min, mut max) = (f32::MAX, f32::MIN);
     for &v in x {
         if v < min {
@@ -42,11 +32,24 @@ pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
 }
 
 /// 1/d, or 0 for a zero scale.
-pub(crate) fn inverse(d: f32) -> f32 {
+fn inverse(d: f32) -> f32 {
     if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
 /// Code of a scaled value that was shifted into 0..=top: truncated to a signed byte, cut off above `top`.
 fn code(v: f32, top: i8) -> u8 {
     (float::trunc(v) as i8).min(top) as u8
+}
+
+/// Calls `block(number, x, weights)` for every block of 32, with the weights of the importance searches:
+/// importance · √(σ² + x²), σ² being the mean square of the row.
+fn for_weighted_blocks(rows: Rows<'_>, importance: &[f32], mut block: impl FnMut(usize, &[f32; 32], &[f32; 32])) {
+    let per_row = rows.n_per_row / 32;
+    for (r, row) in rows.x.chunks_exact(rows.n_per_row).enumerate() {
+        let sigma2 = search::sum_squares(row) / rows.n_per_row as f32;
+        let blocks = row.as_chunks::<32>().0.iter().zip(importance.as_chunks::<32>().0);
+        for (i, (x, importance)) in blocks.enumerate() {
+            block(r * per_row + i, x, &std::array::from_fn(|j| search::weight(importance[j], sigma2, x[j])));
+        }
+    }
 }

@@ -9,6 +9,7 @@
 
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q1_0 format.
 #[allow(non_camel_case_types)]
@@ -36,5 +37,15 @@ impl BlockFormat for Q1_0 {
                 *bits = x.iter().enumerate().fold(0, |bits, (j, x)| bits | u8::from(*x >= 0.0) << j);
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::legacy::decode_q1_0::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::groups::encode::<S, Self>(rows, dst) }
     }
 }

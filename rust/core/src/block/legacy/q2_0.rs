@@ -8,10 +8,12 @@
 //! Decode: `y = (q-1)·d`. Encode: `d` = largest |x|, `q = clamp(round_half_away(x·(1/d)) + 1, 0, 3)` with the unrounded
 //! `d` (inverse 0 when `d` is 0). Importance weights are ignored, as in ggml.
 
-use super::{inverse, signed_max};
+use super::inverse;
+use crate::block::search::first_max;
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::float;
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q2_0 format.
 #[allow(non_camel_case_types)]
@@ -34,7 +36,7 @@ impl BlockFormat for Q2_0 {
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
         for ((x, _), b) in rows.blocks::<64>().zip(dst.chunks_exact_mut(18)) {
-            let d = signed_max(x).abs();
+            let d = first_max(x).0;
             let id = inverse(d);
             put_f16(b, 0, d);
             for (x, q) in x.chunks_exact(4).zip(&mut b[2..]) {
@@ -42,5 +44,15 @@ impl BlockFormat for Q2_0 {
                 *q = x.iter().enumerate().fold(0, |q, (j, x)| q | code(*x) << (2 * j));
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::legacy::decode_q2_0::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::groups::encode::<S, Self>(rows, dst) }
     }
 }

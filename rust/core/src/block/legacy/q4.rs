@@ -15,9 +15,11 @@
 //! With importance, weights `importance·sqrt(σ²+x²)` (σ² = mean square of the row) go into the symmetric search
 //! [`search::qx`] (Q4_0) or the affine search [`search::qk`] (Q4_1, 36 steps from -0.9 by 0.05).
 
-use super::{code, inverse, min_max, signed_max};
+use super::{code, for_weighted_blocks, inverse, min_max};
+use crate::block::search::{self, Sweep};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q4_0 format.
 #[allow(non_camel_case_types)]
@@ -50,11 +52,35 @@ impl BlockFormat for Q4_0 {
     }
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
+        if let Some(importance) = rows.importance {
+            let (blocks, _) = dst.as_chunks_mut::<18>();
+            return for_weighted_blocks(rows, importance, |i, x, w| {
+                let mut q = [0; 32];
+                let d = search::qx(8, x, Some(w), &mut q);
+                put_f16(&mut blocks[i], 0, d);
+                pack(&mut blocks[i][2..], &q);
+            });
+        }
         for ((x, _), b) in rows.blocks::<32>().zip(dst.chunks_exact_mut(18)) {
-            let d = signed_max(x) / -8.0;
+            let d = search::first_max(x).1 / -8.0;
             let id = inverse(d);
             put_f16(b, 0, d);
             pack(&mut b[2..], &x.map(|x| code(x * id + 8.5, 15)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::legacy::decode_q4::<S, -8, false, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe {
+            match rows.importance {
+                Some(_) => generic::legacy::encode_symmetric::<S, 8, false>(rows, dst),
+                None => generic::groups::encode::<S, Self>(rows, dst),
+            }
         }
     }
 }
@@ -73,6 +99,16 @@ impl BlockFormat for Q4_1 {
     }
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
+        if let Some(importance) = rows.importance {
+            let (blocks, _) = dst.as_chunks_mut::<20>();
+            return for_weighted_blocks(rows, importance, |i, x, w| {
+                let mut q = [0; 32];
+                let (d, m) = search::qk(15, x, w, &Sweep::IMPORTANCE, &mut q);
+                put_f16(&mut blocks[i], 0, d);
+                put_f16(&mut blocks[i], 2, -m);
+                pack(&mut blocks[i][4..], &q);
+            });
+        }
         for ((x, _), b) in rows.blocks::<32>().zip(dst.chunks_exact_mut(20)) {
             let (min, max) = min_max(x);
             let d = (max - min) / 15.0;
@@ -80,6 +116,21 @@ impl BlockFormat for Q4_1 {
             put_f16(b, 0, d);
             put_f16(b, 2, min);
             pack(&mut b[4..], &x.map(|x| code((x - min) * id + 0.5, 15)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::legacy::decode_q4::<S, 0, true, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe {
+            match rows.importance {
+                Some(_) => generic::legacy::encode_affine::<S, 15, false>(rows, dst),
+                None => generic::groups::encode::<S, Self>(rows, dst),
+            }
         }
     }
 }

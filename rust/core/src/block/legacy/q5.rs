@@ -12,9 +12,11 @@
 //! Encode: as Q4_0 and Q4_1 with `d = max/-16`, `q = min(31, trunc(x·(1/d) + 16.5))` and `d = (max-min)/31`,
 //! `q = trunc((x-min)·(1/d) + 0.5)`. With importance the same searches, 31 and 16 in the place of 15 and 8.
 
-use super::{code, inverse, min_max, signed_max};
+use super::{code, for_weighted_blocks, inverse, min_max};
+use crate::block::search::{self, Sweep};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16, u32_at};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q5_0 format.
 #[allow(non_camel_case_types)]
@@ -58,11 +60,35 @@ impl BlockFormat for Q5_0 {
     }
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
+        if let Some(importance) = rows.importance {
+            let (blocks, _) = dst.as_chunks_mut::<22>();
+            return for_weighted_blocks(rows, importance, |i, x, w| {
+                let mut q = [0; 32];
+                let d = search::qx(16, x, Some(w), &mut q);
+                put_f16(&mut blocks[i], 0, d);
+                pack(&mut blocks[i][2..], &q);
+            });
+        }
         for ((x, _), b) in rows.blocks::<32>().zip(dst.chunks_exact_mut(22)) {
-            let d = signed_max(x) / -16.0;
+            let d = search::first_max(x).1 / -16.0;
             let id = inverse(d);
             put_f16(b, 0, d);
             pack(&mut b[2..], &x.map(|x| code(x * id + 16.5, 31)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::legacy::decode_q5::<S, -16, false, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe {
+            match rows.importance {
+                Some(_) => generic::legacy::encode_symmetric::<S, 16, true>(rows, dst),
+                None => generic::groups::encode::<S, Self>(rows, dst),
+            }
         }
     }
 }
@@ -80,6 +106,16 @@ impl BlockFormat for Q5_1 {
     }
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
+        if let Some(importance) = rows.importance {
+            let (blocks, _) = dst.as_chunks_mut::<24>();
+            return for_weighted_blocks(rows, importance, |i, x, w| {
+                let mut q = [0; 32];
+                let (d, m) = search::qk(31, x, w, &Sweep::IMPORTANCE, &mut q);
+                put_f16(&mut blocks[i], 0, d);
+                put_f16(&mut blocks[i], 2, -m);
+                pack(&mut blocks[i][4..], &q);
+            });
+        }
         for ((x, _), b) in rows.blocks::<32>().zip(dst.chunks_exact_mut(24)) {
             let (min, max) = min_max(x);
             let d = (max - min) / 31.0;
@@ -88,6 +124,21 @@ impl BlockFormat for Q5_1 {
             put_f16(b, 2, min);
             // No cut-off above 31 is needed: (max-min)·(1/d) stays below 31.5.
             pack(&mut b[4..], &x.map(|x| code((x - min) * id + 0.5, i8::MAX)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::legacy::decode_q5::<S, 0, true, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe {
+            match rows.importance {
+                Some(_) => generic::legacy::encode_affine::<S, 31, true>(rows, dst),
+                None => generic::groups::encode::<S, Self>(rows, dst),
+            }
         }
     }
 }

@@ -50,6 +50,6 @@ impl BlockFormat for Q8_0 {
 
     #[inline(always)]
     unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
-        unsafe { generic::legacy::encode_q8_0::<S>(rows, dst) }
+        unsafe { generic::groups::encode::<S, Self>(rows, dst) }
     }
 }

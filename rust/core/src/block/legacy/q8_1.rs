@@ -12,6 +12,7 @@ use super::inverse;
 use crate::block::{BlockFormat, Rows, put_f16};
 use crate::float;
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The Q8_1 format.
 #[allow(non_camel_case_types)]
@@ -38,5 +39,10 @@ impl BlockFormat for Q8_1 {
                 *b = q as u8;
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::groups::encode::<S, Self>(rows, dst) }
     }
 }

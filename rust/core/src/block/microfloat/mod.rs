@@ -1,7 +1,7 @@
 //! Floats, plain and with block scales: F32, F16, BF16, F64, MXFP4, NVFP4.
 
-mod mxfp4;
-mod nvfp4;
+pub(crate) mod mxfp4;
+pub(crate) mod nvfp4;
 mod plain;
 
 pub use mxfp4::Mxfp4;

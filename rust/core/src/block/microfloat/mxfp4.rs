@@ -15,6 +15,7 @@ use super::nearest_e2m1;
 use crate::block::{BlockFormat, Rows};
 use crate::float::{self, KV4};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The MXFP4 format.
 #[derive(Clone, Copy, Debug)]
@@ -78,5 +79,15 @@ impl BlockFormat for Mxfp4 {
         for ((x, _), b) in rows.blocks::<32>().zip(dst.chunks_exact_mut(17)) {
             encode_block(x, b);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::microfloat::decode_mxfp4::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::groups::encode::<S, Self>(rows, dst) }
     }
 }

@@ -12,6 +12,7 @@ use super::nearest_e2m1;
 use crate::block::{BlockFormat, Rows};
 use crate::float::{self, KV4};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The NVFP4 format.
 #[derive(Clone, Copy, Debug)]
@@ -52,5 +53,15 @@ impl BlockFormat for Nvfp4 {
                 *scale = encode_group(x, qs);
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::microfloat::decode_nvfp4::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::groups::encode::<S, Self>(rows, dst) }
     }
 }

@@ -16,6 +16,7 @@
 use super::{scale, trit};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The TQ1_0 format.
 #[allow(non_camel_case_types)]
@@ -56,5 +57,15 @@ impl BlockFormat for Tq1_0 {
             }
             put_f16(b, 52, d);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::ternary::decode_tq1_0::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::groups::encode::<S, Self>(rows, dst) }
     }
 }

@@ -6,11 +6,14 @@
 #![allow(clippy::missing_safety_doc)]
 
 pub mod convert;
+pub mod groups;
 pub mod iq4;
 pub mod kquant_decode;
 pub mod kquant_encode;
 pub mod legacy;
+pub mod microfloat;
 pub mod search;
+pub mod ternary;
 
 /// Orders streaming stores before whatever follows.
 #[inline(always)]
