@@ -25,6 +25,18 @@ def levels() -> list[tuple[str, bool]]:
 def num_threads() -> int:
     """Threads that long calls use."""
 
+class DlpackMemory:
+    """Memory of a DLPack producer, as unsigned integers through the buffer protocol (strides included)."""
+
+    @property
+    def dtype(self) -> str:
+        """What the elements are: ``"bfloat16"``, ``"float32"`` …"""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def from_dlpack(capsule: Any) -> DlpackMemory:
+    """Takes the tensor out of the capsule that ``__dlpack__`` returned."""
+
 class FileBytes:
     """A read-only buffer over bytes of an open file."""
 

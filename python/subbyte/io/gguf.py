@@ -42,6 +42,13 @@ def _plain_dtype(name: str) -> np.dtype[Any] | None:
     return (small_float("bfloat16") if name == "BF16" else None) or np.dtype(_PLAIN[name])
 
 
+def _fitting(kind: str) -> set[np.dtype[Any] | None]:
+    """Element types of arrays that can be written as ``kind``."""
+    if kind not in _PLAIN:
+        return set()
+    return {np.dtype(_PLAIN[kind]), _plain_dtype(kind)} | ({np.dtype(np.uint16)} if kind == "F16" else set())
+
+
 @cache
 def _blocks() -> dict[str, tuple[int, int]]:
     """Elements and bytes per block of each ggml type."""
@@ -175,7 +182,7 @@ class GgufFile(Mapping[str, GgufTensor]):
     Args:
         path: the file, or the first shard.
         mmap: hand out views of the memory-mapped file. A mapped file that another program truncates kills the process
-            when its missing part is touched; pass ``False`` for files on unreliable disks, then data is read and copied.
+            when its missing part is touched; pass ``False`` for files on unreliable disks: data is copied then.
 
     Raises:
         FormatError, CorruptError: not GGUF, or a rule of the format is broken (counts, lengths, types, alignment,
@@ -320,18 +327,8 @@ class GgufWriter(PlannedWriter):
         for key, value in metadata.items():
             _add(builder, key, value)
         plan = [(name, kind, [int(dim) for dim in reversed(shape)]) for name, kind, shape in tensors]
-        self._types = {name: kind.upper() for name, kind, _ in tensors}
-        super().__init__(path, builder.finish(plan, alignment), self._check_dtype)
-
-    def _check_dtype(self, name: str, array: Array) -> None:
-        kind = self._types.get(name)
-        if kind is None or array.dtype == np.uint8:
-            return  # bytes as they are; an unknown name is refused by the file
-        fitting = {np.dtype(_PLAIN[kind]), _plain_dtype(kind)} if kind in _PLAIN else set()
-        if kind == "F16":
-            fitting.add(np.dtype(np.uint16))
-        if array.dtype.newbyteorder("<") not in fitting:
-            raise ArgumentError(f"the tensor is stored as {kind}, the array holds {array.dtype}", tensor=name)
+        types = {name: kind.upper() for name, kind, _ in tensors}
+        super().__init__(path, builder.finish(plan, alignment), types, _fitting)
 
 
 def write_gguf(
@@ -377,7 +374,8 @@ def _raw_shape(name: str, kind: str, array: Array) -> tuple[int, ...]:
     elements, nbytes = _blocks()[kind]
     if array.dtype != np.uint8 or array.ndim == 0 or array.shape[-1] % nbytes:
         raise ArgumentError(
-            f"raw {kind} is uint8 with rows of whole blocks of {nbytes} bytes, not {array.dtype} {array.shape}", tensor=name
+            f"raw {kind} is uint8 with rows of whole blocks of {nbytes} bytes, not {array.dtype} {array.shape}",
+            tensor=name,
         )
     return (*array.shape[:-1], array.shape[-1] // nbytes * elements)
 

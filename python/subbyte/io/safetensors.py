@@ -44,6 +44,13 @@ def _numpy_dtype(name: str) -> np.dtype[Any] | None:
     return (small_float(small) if small else None) or np.dtype(plain)
 
 
+def _fitting(kind: str) -> set[np.dtype[Any] | None]:
+    """Element types of arrays that can be written as ``kind``."""
+    if kind not in _DTYPES:
+        return set()
+    return {np.dtype(_DTYPES[kind][1]), _numpy_dtype(kind)} | ({np.dtype(np.uint16)} if kind == "F16" else set())
+
+
 @dataclass(frozen=True, slots=True)
 class SafetensorsTensor:
     """A tensor of a file.
@@ -71,7 +78,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
     Args:
         path: a file, an index (``*.safetensors.index.json``), or a folder that holds one or the other.
         mmap: hand out views of the memory-mapped files. A mapped file that another program truncates kills the process
-            when its missing part is touched; pass ``False`` for files on unreliable disks, then data is read and copied.
+            when its missing part is touched; pass ``False`` for files on unreliable disks: data is copied then.
 
     Raises:
         FormatError, CorruptError: a rule of the format is broken, or the index and its shards disagree.
@@ -102,7 +109,9 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
             found = self._tensors.get(name)
             if found is None or Path(found.path).name != shard_name:
                 place = "in no shard" if found is None else f"in {Path(found.path).name}"
-                raise CorruptError(f"the index says it is in {shard_name}; it is {place}", file=os.fspath(path), tensor=name)
+                raise CorruptError(
+                    f"the index says it is in {shard_name}; it is {place}", file=os.fspath(path), tensor=name
+                )
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -174,8 +183,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
         self.close()
 
     def __repr__(self) -> str:
-        files = self._paths[0] if len(self._paths) == 1 else f"{len(self._paths)} shards in {Path(self._paths[0]).parent}"
-        return f"<SafetensorsFile {files!r}: {len(self)} tensors>"
+        return f"<SafetensorsFile {self._paths[0]!r}{' …' if len(self._paths) > 1 else ''}: {len(self)} tensors>"
 
 
 def _resolve(path: Path) -> tuple[list[Path], dict[str, str]]:
@@ -199,7 +207,9 @@ def _in_folder(folder: Path) -> Path:
         if len(found) == 1:
             return folder / found[0]
         if found:
-            raise FormatError(f"several files end in {suffix} ({', '.join(found[:3])} …); name one", file=os.fspath(folder))
+            raise FormatError(
+                f"several files end in {suffix} ({', '.join(found[:3])} …); name one", file=os.fspath(folder)
+            )
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
         raise UnsupportedError(
@@ -257,18 +267,8 @@ class SafetensorsWriter(PlannedWriter):
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         plan = [(name, dtype, [int(dim) for dim in shape]) for name, dtype, shape in tensors]
-        self._dtypes = {name: dtype for name, dtype, _ in tensors}
-        super().__init__(path, _native.safetensors_plan(plan, list((metadata or {}).items())), self._check_dtype)
-
-    def _check_dtype(self, name: str, array: Array) -> None:
-        kind = self._dtypes.get(name)
-        if kind is None or array.dtype == np.uint8:
-            return  # bytes as they are; an unknown name is refused by the file
-        fitting = {np.dtype(_DTYPES[kind][1]), _numpy_dtype(kind)} if kind in _DTYPES else set()
-        if kind == "F16":
-            fitting.add(np.dtype(np.uint16))
-        if array.dtype.newbyteorder("<") not in fitting:
-            raise ArgumentError(f"the tensor is stored as {kind}, the array holds {array.dtype}", tensor=name)
+        dtypes = {name: dtype for name, dtype, _ in tensors}
+        super().__init__(path, _native.safetensors_plan(plan, list((metadata or {}).items())), dtypes, _fitting)
 
 
 def write_safetensors(

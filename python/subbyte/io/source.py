@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,8 +46,7 @@ def load_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES, 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise FormatError(f"key {twice!r} occurs twice in one JSON object", file=name)
         return found
 
@@ -58,7 +58,7 @@ def load_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES, 
 
 def view(data: _native.FileBytes) -> npt.NDArray[np.uint8]:
     """The bytes as a read-only array that keeps the file mapped."""
-    return np.frombuffer(data, dtype=np.uint8) if len(data) else np.empty(0, np.uint8)
+    return np.frombuffer(memoryview(data), dtype=np.uint8) if len(data) else np.empty(0, np.uint8)
 
 
 def contiguous(array: Array) -> Array:
@@ -81,9 +81,17 @@ class PlannedWriter:
     exception, `abort`, and garbage collection discard the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], plan: _native.FilePlan, check: Callable[[str, Array], None]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        plan: _native.FilePlan,
+        types: Mapping[str, str],
+        fitting: Callable[[str], set[np.dtype[Any] | None]],
+    ) -> None:
+        """``types`` names the stored type of each tensor, ``fitting`` gives the element types that have its bytes."""
         self._path = os.fspath(path)
-        self._check = check
+        self._types = types
+        self._fitting = fitting
         self._nbytes = plan.nbytes
         self._file = plan.create(self._path)
 
@@ -104,11 +112,20 @@ class PlannedWriter:
         """
         if hasattr(data, "__dlpack__") or isinstance(data, np.generic):
             array, _ = load(data)
-            self._check(name, array)
+            self._check_dtype(name, array)
             data = to_bytes(array)
         if offset < 0:
             raise ArgumentError(f"offset {offset} is negative", file=self._path, tensor=name)
         self._file.write(name, data, offset)
+
+    def _check_dtype(self, name: str, array: Array) -> None:
+        kind = self._types.get(name)
+        if kind is None or array.dtype == np.uint8:
+            return  # bytes are written as they are; a name not planned is refused by the file
+        if array.dtype.newbyteorder("<") not in self._fitting(kind):
+            raise ArgumentError(
+                f"the tensor is stored as {kind}, the array holds {array.dtype}", file=self._path, tensor=name
+            )
 
     def close(self) -> None:
         """Completes the file; does nothing the second time.
