@@ -121,6 +121,41 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
+    /// Four floats, repeated.
+    #[inline(always)]
+    unsafe fn splat4(p: *const f32) -> Self::F {
+        unsafe {
+            let mut t = [0f32; LANES];
+            for (i, t) in t.iter_mut().enumerate() {
+                *t = *p.add(i % 4);
+            }
+            Self::load(t.as_ptr())
+        }
+    }
+    /// Lane `i` becomes `table[idx[i] & 3]`; the table is repeated, as [`Simd::splat4`] gives it.
+    #[inline(always)]
+    unsafe fn lookup4(table: Self::F, idx: Self::I) -> Self::F {
+        unsafe { Self::lookup(table, idx) }
+    }
+    /// The smallest lane; no lane is NaN.
+    #[inline(always)]
+    unsafe fn min_lane(v: Self::F) -> f32 {
+        unsafe {
+            let mut t = [0f32; LANES];
+            Self::store(t.as_mut_ptr(), v);
+            t.into_iter().fold(f32::INFINITY, |m, x| if x < m { x } else { m })
+        }
+    }
+    /// The smallest lane, as unsigned numbers.
+    #[inline(always)]
+    unsafe fn umin_lane(v: Self::I) -> u32 {
+        unsafe {
+            let mut t = [0u32; LANES];
+            Self::istore(t.as_mut_ptr().cast(), v);
+            t.into_iter().fold(u32::MAX, u32::min)
+        }
+    }
+
     // --- derived; the same at every level ---
     #[inline(always)]
     unsafe fn gt(a: Self::F, b: Self::F) -> Self::M {

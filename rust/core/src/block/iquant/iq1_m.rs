@@ -26,7 +26,7 @@ use crate::ggml::GgmlType;
 pub struct Iq1M;
 
 /// Groups whose largest magnitude is below this have scale 0.
-pub(super) const EPS: f32 = 1e-7;
+pub(crate) const EPS: f32 = 1e-7;
 
 /// A group's result; the default is that of a group left out (rows 0, which are not zeros).
 #[derive(Clone, Copy, Default)]

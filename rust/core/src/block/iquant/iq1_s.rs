@@ -18,13 +18,14 @@ use super::tables;
 use crate::block::search::{first_max, nearest_level, sum_squares, weight};
 use crate::block::{BlockFormat, Rows, f16_at, put_f16, u16_at};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The IQ1_S format.
 #[derive(Clone, Copy, Debug)]
 pub struct Iq1S;
 
 /// Groups whose largest magnitude is below this have scale 0.
-pub(super) const EPS: f32 = 1e-12;
+pub(crate) const EPS: f32 = 1e-12;
 
 /// A group's result; the default is that of a group left out (rows 0, which are not zeros).
 #[derive(Clone, Copy, Default)]
@@ -151,5 +152,10 @@ impl BlockFormat for Iq1S {
                 b[34 + 2 * ib..36 + 2 * ib].copy_from_slice(&(h as u16).to_le_bytes());
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::iq1_encode::encode_s::<S>(rows, dst) }
     }
 }

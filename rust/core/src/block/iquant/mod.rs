@@ -3,9 +3,9 @@
 pub mod neighbours;
 pub mod tables;
 
-mod iq1;
-mod iq1_m;
-mod iq1_s;
+pub(crate) mod iq1;
+pub(crate) mod iq1_m;
+pub(crate) mod iq1_s;
 mod iq4_nl;
 mod iq4_xs;
 

@@ -16,6 +16,20 @@ pub enum Found<'a> {
     Near(&'a [u16]),
 }
 
+/// What a key leads to, with neighbours as packed rows (which are keys on the grid).
+#[derive(Clone, Copy, Debug)]
+pub enum Packed<'a> {
+    /// The key is this row.
+    Row(usize),
+    /// The neighbours are the first `count` of `codes`, which has at least 15 more entries to read.
+    Near {
+        /// Packed rows.
+        codes: &'a [u16],
+        /// How many of them are neighbours.
+        count: usize,
+    },
+}
+
 /// A grid with the neighbour lists of every key.
 #[derive(Debug)]
 pub struct Codebook {
@@ -27,6 +41,8 @@ pub struct Codebook {
     map: Vec<i32>,
     /// At each offset the number of neighbours, followed by them.
     lists: Vec<u16>,
+    /// The same lists as packed rows, followed by 15 entries for vector loads.
+    packed: Vec<u16>,
 }
 
 /// Map entry of a key that cannot occur.
@@ -79,7 +95,10 @@ impl Codebook {
             }
             lists[at] = (lists.len() - at - 1) as u16;
         }
-        Self { rows, bits, map, lists }
+        // Counts become arbitrary rows here; they are read from `lists`.
+        let mut packed: Vec<u16> = lists.iter().map(|row| rows[usize::from(*row) % rows.len()]).collect();
+        packed.extend([0; 15]);
+        Self { rows, bits, map, lists, packed }
     }
 
     /// The row or the neighbours of a key made of levels that occur.
@@ -90,6 +109,18 @@ impl Codebook {
             list => {
                 let at = -(list + 1) as usize;
                 Found::Near(&self.lists[at + 1..][..usize::from(self.lists[at])])
+            }
+        }
+    }
+
+    /// [`Codebook::find`] for vector searches.
+    #[inline(always)]
+    pub fn find_packed(&self, key: usize) -> Packed<'_> {
+        match self.map[key] {
+            row if row >= 0 => Packed::Row(row as usize),
+            list => {
+                let at = -(list + 1) as usize;
+                Packed::Near { codes: &self.packed[at + 1..], count: usize::from(self.lists[at]) }
             }
         }
     }

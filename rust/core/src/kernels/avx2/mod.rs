@@ -215,4 +215,25 @@ impl Simd for Avx2 {
             (widen_i8(low), widen_i8(high))
         }
     }
+
+    #[inline(always)] unsafe fn splat4(p: *const f32) -> F { unsafe { [_mm256_broadcast_ps(&*p.cast()); 2] } }
+    #[inline(always)] unsafe fn lookup4(t: F, i: I) -> F { each!(_mm256_permutevar_ps, t, i) }
+    #[inline(always)]
+    unsafe fn min_lane(v: F) -> f32 {
+        unsafe {
+            let m = _mm256_min_ps(v[0], v[1]);
+            let m = _mm_min_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps::<1>(m));
+            let m = _mm_min_ps(m, _mm_movehl_ps(m, m));
+            _mm_cvtss_f32(_mm_min_ss(m, _mm_movehdup_ps(m)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn umin_lane(v: I) -> u32 {
+        unsafe {
+            let m = _mm256_min_epu32(v[0], v[1]);
+            let m = _mm_min_epu32(_mm256_castsi256_si128(m), _mm256_extracti128_si256::<1>(m));
+            let m = _mm_min_epu32(m, _mm_unpackhi_epi64(m, m));
+            _mm_cvtsi128_si32(_mm_min_epu32(m, _mm_srli_epi64::<32>(m))) as u32
+        }
+    }
 }

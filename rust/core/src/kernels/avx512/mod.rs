@@ -119,4 +119,9 @@ impl Simd for Avx512 {
             _mm256_storeu_si256(p.cast(), _mm256_mask_blend_epi16(nan, h, quiet));
         }
     }
+
+    #[inline(always)] unsafe fn splat4(p: *const f32) -> __m512 { unsafe { _mm512_broadcast_f32x4(_mm_loadu_ps(p)) } }
+    #[inline(always)] unsafe fn lookup4(t: __m512, i: __m512i) -> __m512 { unsafe { _mm512_permutevar_ps(t, i) } }
+    #[inline(always)] unsafe fn min_lane(v: __m512) -> f32 { unsafe { _mm512_reduce_min_ps(v) } }
+    #[inline(always)] unsafe fn umin_lane(v: __m512i) -> u32 { unsafe { _mm512_reduce_min_epu32(v) } }
 }
