@@ -20,6 +20,7 @@ use crate::block::search::{first_max, nearest_level, sum_squares, weight};
 use crate::block::{BlockFormat, Rows, u16_at};
 use crate::float::{f16_to_f32, f32_to_f16};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The IQ1_M format.
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +107,7 @@ fn encode_group(x: &[f32; 16], w: &[f32; 16]) -> Option<Group> {
 }
 
 /// Writes the f16 scale into the high nibbles of the four words.
-fn put_scale(b: &mut [u8], d: f32) {
+pub(crate) fn put_scale(b: &mut [u8], d: f32) {
     let bits = f32_to_f16(d);
     for i in 0..4 {
         b[49 + 2 * i] |= ((bits >> (4 * i) & 15) << 4) as u8;
@@ -179,5 +180,10 @@ impl BlockFormat for Iq1M {
             }
             put_scale(b, d * 1.1125);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::iq1_encode::encode_m::<S>(rows, dst) }
     }
 }

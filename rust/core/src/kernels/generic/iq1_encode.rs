@@ -446,3 +446,161 @@ pub unsafe fn encode_s<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
         }
     }
 }
+
+/// The best split of 16 elements; `px`, `pw` are the prefix sums of either half's elements.
+#[inline(always)]
+unsafe fn split_m<S: Simd>(px: &[[S::F; 17]; 2], pw: &[[S::F; 17]; 2]) -> Best<S> {
+    unsafe {
+        let mut best = Best::<S>::new();
+        let zero = S::splat(0.0);
+        let square = |v: f32| v * v;
+        // By half and shift: the parts of a and b that need neither index, and b's part of the second index.
+        let (mut whole, mut second) = ([[(zero, zero); 2]; 2], [[[zero; 2]; 2]; 17]);
+        for h in 0..2 {
+            for (shift, [_, v1, v2]) in SHIFTED.into_iter().enumerate() {
+                let v = S::splat(v2);
+                whole[h][shift] = (S::mul(px[h][16], v), S::mul(S::mul(pw[h][16], v), v));
+                let step = S::splat(square(v1) - square(v2));
+                for (t, w) in second.iter_mut().zip(&pw[h]) {
+                    t[h][shift] = S::mul(*w, step);
+                }
+            }
+        }
+        for i1 in 0..=16 {
+            let mut first = [[zero; 2]; 2];
+            for h in 0..2 {
+                for (shift, [v0, v1, _]) in SHIFTED.into_iter().enumerate() {
+                    let step = S::splat(square(v0) - square(v1));
+                    first[h][shift] = S::add(whole[h][shift].1, S::mul(pw[h][i1], step));
+                }
+            }
+            for i2 in i1..=16 {
+                let sum = |h: usize, shift: usize| {
+                    let a = S::sub(whole[h][shift].0, S::add(px[h][i1], px[h][i2]));
+                    (a, S::add(first[h][shift], second[i2][h][shift]))
+                };
+                let halves = [[sum(0, 0), sum(0, 1)], [sum(1, 0), sum(1, 1)]];
+                let both = |k: usize| {
+                    let (x, y) = (halves[0][k >> 1], halves[1][k & 1]);
+                    (S::add(x.0, y.0), S::add(x.1, y.1))
+                };
+                let sums = [both(0), both(1), both(2), both(3)];
+                let hope = |k: usize| best.promising(sums[k].0, sums[k].1);
+                if S::m_any(S::m_or(S::m_or(hope(0), hope(1)), S::m_or(hope(2), hope(3)))) {
+                    // Bit h of the shifts: that of half h.
+                    for (k, shifts) in [0, 2, 1, 3].into_iter().enumerate() {
+                        best.offer(sums[k].0, sums[k].1, i1 | i2 << 8 | shifts << 16);
+                    }
+                }
+            }
+        }
+        best
+    }
+}
+
+/// Encodes rows as IQ1_M.
+#[inline(always)]
+pub unsafe fn encode_m<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+    let book = neighbours::iq1();
+    unsafe {
+        let (zero, none) = (S::splat(0.0), S::isplat(0));
+        for first in (0..rows.x.len() / 256).step_by(LANES) {
+            let batch = Batch::new(&rows, 256, first);
+            let mut groups = [[zero; 16]; 16];
+            for (g, x) in groups.iter_mut().enumerate() {
+                *x = load_lanes::<S, 16>(&batch.x, 16 * g);
+            }
+            let sum = sum_squares::<S>(groups.as_flattened());
+            let sigma2 = S::div(S::mul(S::splat(2.0), sum), S::splat(256.0));
+            let mut group_weights = [[zero; 16]; 16];
+            for (g, (w, x)) in group_weights.iter_mut().zip(&groups).enumerate() {
+                *w = match &batch.importance {
+                    None => squares::<S, 16>(x),
+                    Some(p) => weights::<S, 16>(&load_lanes::<S, 16>(p, 16 * g), sigma2, x),
+                };
+            }
+            let (mut scales, mut shifts, mut codes) = ([zero; 16], [none; 16], [[none; 2]; 16]);
+            let (mut max, mut failed) = (zero, 0);
+            let (mut low, mut high) = ([[0u8; 32]; LANES], [[0u8; 16]; LANES]);
+            for (g, (x, w)) in groups.iter().zip(&group_weights).enumerate() {
+                let live = S::m_not(S::lt(first_max::<S, 16>(x).0, S::splat(iq1_m::EPS)));
+                let ranks = ranks::<S, 16>(x);
+                let places = places::<S, 16>(&ranks);
+                let mut wx = *w;
+                for (wx, x) in wx.iter_mut().zip(x) {
+                    *wx = S::mul(*wx, *x);
+                }
+                // Adding 0 in the places of the other half's elements changes no sum.
+                let sums = |v: &[S::F; 16]| {
+                    [
+                        prefixes::<S, 16, 17>(&sorted::<S, 16>(&places, v, 0, 8)),
+                        prefixes::<S, 16, 17>(&sorted::<S, 16>(&places, v, 8, 16)),
+                    ]
+                };
+                let group = settle::<S, 16>(split_m::<S>(&sums(&wx), &sums(w)), &ranks, live, 2);
+                let (mut fit, mut moved) = (Fit::<S>::new(), 0);
+                let mut flags = [0i32; LANES];
+                S::istore(flags.as_mut_ptr(), group.shifts);
+                for h in 0..2 {
+                    let part = 8 * h..8 * h + 8;
+                    let (x, w) = (&x[part.clone()], &w[part.clone()]);
+                    let (lanes, values) = (S::m_bits(group.found), values::<S>(group.shifts, h));
+                    let found = rows_of::<S>(book, lanes, &group.levels[part], x, w, group.scale, &values);
+                    for lane in 0..LANES {
+                        low[lane][2 * g + h] = found.rows[lane] as u8;
+                        let bits = (found.rows[lane] >> 8) as u8 | ((flags[lane] >> h & 1) as u8) << 3;
+                        high[lane][g] |= bits << (4 * h);
+                    }
+                    moved |= found.moved;
+                    failed |= found.failed;
+                    codes[g][h] = found.codes;
+                    for i in 0..8 {
+                        fit.add(x[i], w[i], value_of::<S>(found.codes, i, &values));
+                    }
+                }
+                scales[g] = fit.refit(moved, group.scale);
+                shifts[g] = group.shifts;
+                max = S::max(max, scales[g]);
+            }
+            let d = S::div(max, S::splat(15.0));
+            let id = S::div(S::splat(1.0), d);
+            let (mut fit, mut packed) = (Fit::<S>::new(), [none; 4]);
+            for g in 0..16 {
+                let l = scale_level::<S>(id, scales[g]);
+                packed[g / 4] = S::ior(packed[g / 4], S::ishlv(l, S::isplat(3 * (g % 4) as i32)));
+                let factor = S::to_f(S::inc(S::ishl::<1>(l), S::eq(zero, zero)));
+                for h in 0..2 {
+                    let values = values::<S>(shifts[g], h).map(|v| S::mul(v, factor));
+                    for i in 0..8 {
+                        let j = 8 * h + i;
+                        fit.add(groups[g][j], group_weights[g][j], value_of::<S>(codes[g][h], i, &values));
+                    }
+                }
+            }
+            let d = S::select(S::lt(zero, fit.b), S::div(fit.a, fit.b), d);
+            let mut half = [0u16; LANES];
+            S::store_f16(half.as_mut_ptr(), S::mul(d, S::splat(1.1125)));
+            let zeros = S::m_bits(S::eq(max, zero));
+            let mut words = [[0i32; LANES]; 4];
+            for (word, v) in words.iter_mut().zip(packed) {
+                S::istore(word.as_mut_ptr(), v);
+            }
+            for lane in 0..batch.count {
+                let b = &mut dst[(first + lane) * 56..][..56];
+                if (zeros | failed) >> lane & 1 != 0 {
+                    b.fill(0);
+                    if failed >> lane & 1 != 0 {
+                        iq1_m::put_scale(b, f32::NAN);
+                    }
+                    continue;
+                }
+                b[..32].copy_from_slice(&low[lane]);
+                b[32..48].copy_from_slice(&high[lane]);
+                for (i, word) in words.iter().enumerate() {
+                    let nibble = half[lane] >> (4 * i) & 15;
+                    b[48 + 2 * i..50 + 2 * i].copy_from_slice(&(word[lane] as u16 | nibble << 12).to_le_bytes());
+                }
+            }
+        }
+    }
+}
