@@ -132,10 +132,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
             Self::load(t.as_ptr())
         }
     }
-    /// Lane `i` becomes `table[idx[i] & 3]`; the table is repeated, as [`Simd::splat4`] gives it.
+    /// Every quarter of the table is a table of 4: lane `i` becomes `table[(i & 12) + (idx[i] & 3)]`.
     #[inline(always)]
     unsafe fn lookup4(table: Self::F, idx: Self::I) -> Self::F {
-        unsafe { Self::lookup(table, idx) }
+        const QUARTER: [i32; LANES] = [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12];
+        unsafe {
+            let idx = Self::iand(idx, Self::isplat(3));
+            Self::lookup(table, Self::ior(idx, Self::iload(QUARTER.as_ptr())))
+        }
     }
     /// The smallest lane; no lane is NaN.
     #[inline(always)]

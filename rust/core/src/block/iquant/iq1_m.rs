@@ -183,6 +183,11 @@ impl BlockFormat for Iq1M {
     }
 
     #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::iq1_decode::decode_m::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
     unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
         unsafe { generic::iq1_encode::encode_m::<S>(rows, dst) }
     }

@@ -155,6 +155,11 @@ impl BlockFormat for Iq1S {
     }
 
     #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::iq1_decode::decode_s::<S, STREAM>(src, dst) }
+    }
+
+    #[inline(always)]
     unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
         unsafe { generic::iq1_encode::encode_s::<S>(rows, dst) }
     }

@@ -7,6 +7,7 @@
 
 pub mod convert;
 pub mod groups;
+pub mod iq1_decode;
 pub mod iq1_encode;
 pub mod iq4;
 pub mod kquant_decode;
