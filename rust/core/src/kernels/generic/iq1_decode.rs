@@ -72,13 +72,13 @@ pub unsafe fn decode_m<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32])
             let first_half = S::m_from_bits(0xFF);
             let words = S::iselect(first_half, S::isplat(sc as i32), S::isplat((sc >> 32) as i32));
             let l = S::iand(S::ishrv(words, S::iload(SCALES.as_ptr())), S::isplat(7));
-            let mut scales = [0f32; LANES];
-            S::store(scales.as_mut_ptr(), S::mul(d, S::to_f(S::ior(S::ishl::<1>(l), S::isplat(1)))));
-            for (g, dl) in scales.into_iter().enumerate() {
+
+            let scales = S::mul(d, S::to_f(S::ior(S::ishl::<1>(l), S::isplat(1))));
+            for g in 0..16 {
                 let q = u32::from(p.add(2 * g).cast::<u16>().read_unaligned());
                 let h = u32::from(*p.add(32 + g));
                 let shifted = VALUES.as_ptr().add((h & 0x88) as usize >> 3);
-                let values = S::mul(S::splat(dl), S::load(shifted.cast()));
+                let values = S::mul(S::lookup(scales, S::isplat(g as i32)), S::load(shifted.cast()));
                 put_rows::<S, STREAM>(y, (q & 255 | (h & 7) << 8, q >> 8 | (h & 0x70) << 4), values);
                 y = y.add(16);
             }
