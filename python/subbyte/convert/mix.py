@@ -150,6 +150,37 @@ _FALLBACK = {
 }  # fmt: skip
 
 
+def _fit(name: str, shape: Sequence[int], chosen: str) -> str:
+    """``chosen``, or the type that takes its place where the row length is no multiple of its block."""
+    row = shape[-1]
+    if row % block_size(chosen) == 0:
+        return chosen
+    if chosen not in _FALLBACK and block_size(chosen) != 32:
+        raise ArgumentError(
+            f"rows of {row} elements do not fit {chosen}, whose blocks hold {block_size(chosen)}, and {chosen} has no "
+            "fallback; give it another type with tensor_type",
+            tensor=name,
+        )
+    chosen = _FALLBACK.get(chosen, chosen)
+    return chosen if row % block_size(chosen) == 0 else "F16"
+
+
+def overridden(name: str, shape: Sequence[int], options: MixOptions) -> str | None:
+    """The type that the user's options give a tensor; ``None`` where they leave it to the file type.
+
+    The types of embedding and output are final; those of rules fall back where the shape does not allow them.
+    """
+    kind = _class(name)
+    if kind == "EMB" and options.token_embedding_type:
+        return options.token_embedding_type
+    if kind == "OUT" and options.output_tensor_type:
+        return options.output_tensor_type
+    for pattern, chosen in options.tensor_type:
+        if pattern.search(name):
+            return _fit(name, shape, chosen)
+    return None
+
+
 @dataclass(slots=True)
 class _Chooser:
     """The state of one walk over a model's tensors."""
@@ -162,30 +193,11 @@ class _Chooser:
     seen: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("V", "DOWN", "GATE", "UP"), 0))
 
     def choose(self, name: str, shape: Sequence[int]) -> str:
-        kind, options, base = _class(name), self.options, self.file_type.base
-        if kind == "EMB" and options.token_embedding_type:
-            return options.token_embedding_type
-        if kind == "OUT" and options.output_tensor_type:
-            return options.output_tensor_type
-        for pattern, chosen in options.tensor_type:
-            if pattern.search(name):
-                return self._fit(name, shape, chosen)
-        if base in FLOATS:
-            return base
-        return self._fit(name, shape, base if options.pure else self._mixed(name, kind, shape))
-
-    def _fit(self, name: str, shape: Sequence[int], chosen: str) -> str:
-        """``chosen``, or the type that takes its place where the row length is no multiple of its block."""
-        row = shape[-1]
-        if row % block_size(chosen) == 0:
-            return chosen
-        if chosen not in _FALLBACK and block_size(chosen) != 32:
-            raise ArgumentError(
-                f"tensor '{name}': rows of {row} elements do not fit {chosen}, whose blocks hold {block_size(chosen)}, "
-                f"and {chosen} has no fallback; give it another type with tensor_type"
-            )
-        chosen = _FALLBACK.get(chosen, chosen)
-        return chosen if row % block_size(chosen) == 0 else "F16"
+        own = overridden(name, shape, self.options)
+        if own is not None or self.file_type.base in FLOATS:
+            return own or self.file_type.base
+        mixed = self.file_type.base if self.options.pure else self._mixed(name, _class(name), shape)
+        return _fit(name, shape, mixed)
 
     def _count(self, kind: str) -> int:
         """The number of tensors of the class visited before this one; visits it."""

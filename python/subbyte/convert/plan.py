@@ -1,0 +1,232 @@
+"""The plan of a conversion: every tensor's type and size, and the size of the file, from headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArgumentError, Error, UnsupportedError
+from ..io.gguf import GgufValue
+from .mix import (
+    FLOATS,
+    FileType,
+    MixOptions,
+    choose_types,
+    converter_type,
+    file_type,
+    is_quantizable,
+    lacking_importance,
+    overridden,
+    parse_type,
+    visit_order,
+)
+from .recipe import Recipe
+from .source import Source, open_source
+from .types import nbytes
+from .values import kind
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One tensor of the target.
+
+    Attributes:
+        recipe: where its values come from.
+        type: ggml type it is stored as.
+        shape: shape in the file, NumPy order.
+        kind: what happens to the values (:func:`~subbyte.convert.values.kind`).
+        importance: float32 weights of the columns; ``None`` without.
+    """
+
+    recipe: Recipe
+    type: str
+    shape: tuple[int, ...]
+    kind: str
+    importance: NDArray[np.float32] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name in the target."""
+        return self.recipe.name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the target."""
+        return nbytes(self.type, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a conversion will write.
+
+    Attributes:
+        source: the model.
+        target: file type of the result.
+        tensors: in file order.
+        metadata: in file order.
+    """
+
+    source: Source
+    target: FileType
+    tensors: tuple[TensorPlan, ...]
+    metadata: Mapping[str, GgufValue]
+
+    @property
+    def to(self) -> str:
+        """The target's name."""
+        return f"gguf.{self.target.name.lower()}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know before running it."""
+        return self.source.warnings
+
+
+def make_plan(
+    src: Path,
+    to: str,
+    *,
+    lossy: bool = False,
+    pure: bool = False,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    tensor_type: Sequence[str] | Mapping[str, str] = (),
+    strict: bool = False,
+) -> Plan:
+    """Plan the conversion of ``src``; arguments as :func:`subbyte.convert`.
+
+    Raises:
+        ArgumentError: the options contradict each other or the model.
+        UnsupportedError: a source or target that cannot be converted (yet).
+        Error: with ``strict``, there are warnings.
+    """
+    target_name = _target_name(to)
+    options = MixOptions(
+        pure=pure,
+        output_tensor_type=parse_type(output_tensor_type) if output_tensor_type else None,
+        token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
+        tensor_type=tuple(_rules(tensor_type)),
+    )
+    if target_name:
+        file_type(target_name)  # a misspelt target is reported before the source is read
+    source = open_source(src)
+    if strict and source.warnings:
+        raise Error(f"strict: {len(source.warnings)} warnings:\n" + "\n".join(f"  {w}" for w in source.warnings), file=src)
+    target = file_type(target_name or _own_type(source))
+    # A checkpoint becomes a float or Q8_0 file in one step of the original converter; every other file is what the
+    # original quantizer makes of a file that holds the checkpoint exactly.
+    direct = source.format == "safetensors" and target.name in (*FLOATS, "Q8_0")
+    chosen = _converter_types(source, target, options) if direct else _mixed_types(source, target, options)
+    recipes = {recipe.name: recipe for recipe in source.recipes}
+    tensors = tuple(
+        TensorPlan(recipe, chosen[name], _shape(recipe.shape, keep=direct), kind(recipe.type, chosen[name]))
+        for name, recipe in ((name, recipes[name]) for name in chosen)
+    )
+    again = [tensor for tensor in tensors if tensor.kind == "requantized"]
+    if again and not lossy:
+        listed = ", ".join(f"'{tensor.name}' {tensor.recipe.type} to {tensor.type}" for tensor in again[:5])
+        raise ArgumentError(
+            f"{len(again)} tensors are quantized already and would lose precision a second time ({listed}"
+            f"{', …' if len(again) > 5 else ''}); convert the original, or allow it with lossy",
+            file=src,
+        )
+    return Plan(source, target, tensors, _metadata(source, target, direct))
+
+
+def _target_name(to: str) -> str:
+    """The file type's name in a target such as ``gguf.q4_k_m``; empty for ``gguf``: the checkpoint's own type."""
+    family, _, name = to.partition(".")
+    if family != "gguf":
+        raise UnsupportedError(f"conversion to '{to}' is not supported (yet); expected gguf.TYPE such as gguf.q4_k_m")
+    return name
+
+
+def _own_type(source: Source) -> str:
+    """The float type that holds the source exactly: that of its largest share."""
+    share: dict[str, int] = {}
+    for recipe in source.recipes:
+        share[recipe.type] = share.get(recipe.type, 0) + recipe.elements
+    own = max(share, key=lambda name: share[name])
+    return own if own in FLOATS else "F32"
+
+
+def _rules(tensor_type: Sequence[str] | Mapping[str, str]) -> Iterable[tuple[re.Pattern[str], str]]:
+    if isinstance(tensor_type, str):
+        tensor_type = [tensor_type]
+    pairs: Iterable[tuple[str, str]] = (
+        tensor_type.items()
+        if isinstance(tensor_type, Mapping)
+        else ((left, right) for left, _, right in (rule.rpartition("=") for rule in tensor_type))
+    )
+    for pattern, name in pairs:
+        if not pattern:
+            raise ArgumentError(f"tensor_type: expected REGEX=TYPE, found '{name}'")
+        try:
+            yield re.compile(pattern), parse_type(name)
+        except re.error as error:
+            raise ArgumentError(f"tensor_type: '{pattern}' is not a regular expression: {error}") from None
+
+
+def _converter_types(source: Source, target: FileType, options: MixOptions) -> dict[str, str]:
+    """Types of a file that a checkpoint becomes directly, in the checkpoint's order."""
+    chosen = {}
+    for recipe in source.recipes:
+        if recipe.name in source.unknown:
+            chosen[recipe.name] = recipe.type
+            continue
+        kept = converter_type(recipe.name, recipe.shape, target)
+        own = overridden(recipe.name, recipe.shape, options) if is_quantizable(recipe.name, recipe.shape) else None
+        chosen[recipe.name] = own or kept
+    return chosen
+
+
+def _mixed_types(source: Source, target: FileType, options: MixOptions) -> dict[str, str]:
+    """Types of a mixed file, in visit order."""
+    shapes = {recipe.name: recipe.shape for recipe in source.recipes if recipe.name not in source.unknown}
+    mixed = choose_types(shapes, target, source.model, options)
+    lacking = lacking_importance(target, mixed, options)
+    if lacking:
+        names = "".join(f"\n  {name}: {mixed[name]}" for name in lacking[:10])
+        raise ArgumentError(
+            f"gguf.{target.name.lower()} needs importance data (an imatrix) for {len(lacking)} tensors; "
+            f"choose a larger type such as gguf.q2_k or gguf.iq3_s:{names}"
+            + (f"\n  and {len(lacking) - 10} more" if len(lacking) > 10 else ""),
+            file=source.path,
+        )
+    recipes = {recipe.name: recipe for recipe in source.recipes}
+    return {name: mixed.get(name) or _kept_type(source, recipes[name]) for name in visit_order(list(recipes))}
+
+
+def _kept_type(source: Source, recipe: Recipe) -> str:
+    """The type of a tensor that a mix leaves alone: what an exact GGUF copy of the source has."""
+    if source.format == "gguf" or recipe.name in source.unknown:
+        return recipe.type
+    own = recipe.type if recipe.type in FLOATS else "F32"
+    return converter_type(recipe.name, recipe.shape, file_type(own))
+
+
+def _shape(shape: tuple[int, ...], *, keep: bool) -> tuple[int, ...]:
+    """The shape as written: mixed files drop leading ones (ggml's trailing ones)."""
+    if not keep:
+        while len(shape) > 1 and shape[0] == 1:
+            shape = shape[1:]
+    return shape
+
+
+def _metadata(source: Source, target: FileType, direct: bool) -> dict[str, GgufValue]:
+    """The source's keys with those that tell the file type: in place in a direct file, last in a mixed one."""
+    keys = dict(source.metadata)
+    marks = {
+        "general.quantization_version": GgufValue("u32", 2),
+        "general.file_type": GgufValue("u32", target.number),
+    }
+    if not direct:
+        for key in marks:
+            keys.pop(key, None)
+    keys.update(marks)
+    return keys
