@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from subbyte.convert.mix import FILE_TYPES, MixOptions, Model, choose_types, file_type, lacking_importance, visit_order
-from subbyte.convert.types import type_name, types
+from subbyte.convert.types import parse_type
 from subbyte.errors import ArgumentError
+from subbyte.ggml import TYPES
 
 MIXES = sorted((Path(__file__).parent / "golden" / "gguf" / "mix").glob("*.json"))
 F16 = 1
@@ -26,7 +27,7 @@ def load(path: Path) -> tuple[dict, dict[str, tuple[int, ...]], Model]:
 @pytest.mark.parametrize("path", MIXES, ids=lambda path: path.stem)
 def test_every_file_type_gives_the_types_of_the_original(path: Path) -> None:
     data, tensors, model = load(path)
-    names = {info.number: info.name for info in types().values()}
+    names = {info.number: info.name for info in TYPES.values()}
     numbers = {kind.number: kind for kind in FILE_TYPES.values()}
     assert len(data["types_by_ftype"]) == 35
     for number, want in data["types_by_ftype"].items():
@@ -106,4 +107,4 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(ArgumentError, match="q9_k"):
         file_type("q9_k")
     with pytest.raises(ArgumentError, match="q8_1"):
-        type_name("q8_1")
+        parse_type("q8_1")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FormatError
-from ..io.gguf import GgufValue
+from subbyte.errors import FormatError
+from subbyte.io.gguf import GgufValue
 
 Config = Mapping[str, Any]
 """config.json, with the defaults of the model type filled in."""

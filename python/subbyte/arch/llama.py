@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..io.gguf import GgufValue
-from .base import Architecture, Config, Keys, integer, llama3_frequency_factors
+from subbyte.io.gguf import GgufValue
+from subbyte.arch.base import Architecture, Config, Keys, integer, llama3_frequency_factors
 
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "max_position_embeddings": 2048,

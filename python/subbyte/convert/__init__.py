@@ -1,0 +1,91 @@
+"""Conversion of checkpoints, and the looks and checks around it; each is a command of the same name too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from subbyte.convert.catalogue import list_codecs, list_formats, list_levels
+from subbyte.convert.inspect import Inspection, TensorInfo, inspect
+from subbyte.convert.plan import Plan, TensorPlan, make_plan
+from subbyte.convert.report import Report, Row
+from subbyte.convert.run import Progress, run
+from subbyte.convert.source import check_target
+from subbyte.convert.verify import Comparison, Verification, verify
+
+__all__ = [
+    "Comparison",
+    "Inspection",
+    "Plan",
+    "Report",
+    "Row",
+    "TensorInfo",
+    "TensorPlan",
+    "Verification",
+    "convert",
+    "inspect",
+    "list_codecs",
+    "list_formats",
+    "list_levels",
+    "verify",
+]
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    to: str,
+    lossy: bool = False,
+    pure: bool = False,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    tensor_type: Sequence[str] | Mapping[str, str] = (),
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert a checkpoint to GGUF, in one pass and in memory that does not grow with the model.
+
+    A target that is a file type of llama.cpp stands for that mix of tensor types: ``gguf.q4_k_m`` (also ``gguf.q4_k``),
+    ``gguf.iq4_xs``, ``gguf.tq1_0`` …; a Hugging Face checkpoint gives the bytes that the original converter and
+    quantizer give in two steps, where the file between holds the checkpoint's own values exactly. ``gguf.f32``,
+    ``gguf.f16``, ``gguf.bf16`` and ``gguf.q8_0`` are what the converter writes by itself. ``gguf`` alone keeps the
+    checkpoint's own float type.
+
+    Args:
+        src: checkpoint folder, safetensors file with its config.json, or GGUF file (the first shard of a split one).
+        dst: the GGUF file to write; it appears when it is complete.
+        to: the target.
+        lossy: allow tensors that are quantized already to be quantized again.
+        pure: one type for every tensor that may be quantized, where its rows allow it.
+        output_tensor_type: ggml type of ``output.weight``.
+        token_embedding_type: ggml type of ``token_embd.weight``.
+        tensor_type: rules ``REGEX=TYPE`` (or a mapping): the first expression found in a tensor's name decides.
+        strict: refuse where there would be warnings.
+        overwrite: replace ``dst`` if it exists.
+        progress: called with (bytes written, bytes of all tensors, name of the tensor).
+
+    Returns:
+        What became of each tensor, totals and warnings.
+
+    Raises:
+        ArgumentError: options that contradict each other or the model; a target type that needs importance data.
+        UnsupportedError: an architecture, source format or target that cannot be converted (yet).
+        FormatError, CorruptError: the source is damaged.
+        NonFiniteError: a value or a scale is not finite; names tensor, row and column.
+        IoError: reading or writing failed.
+    """
+    src, dst = Path(src), Path(dst)
+    plan = make_plan(
+        src,
+        to,
+        lossy=lossy,
+        pure=pure,
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        tensor_type=tensor_type,
+        strict=strict,
+    )
+    check_target(plan.source, dst, overwrite)
+    return run(plan, dst, progress)

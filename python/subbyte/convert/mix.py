@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import ArgumentError
-from .types import block_size, quantized, type_name
+from subbyte.errors import ArgumentError
+from subbyte.ggml import TYPES
+from subbyte.convert.types import FLOATS, quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,6 @@ FILE_TYPES: Mapping[str, FileType] = {name: FileType(number, name, base) for (nu
 
 ALIASES: Mapping[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
 """Other names of file types."""
-
-FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +152,16 @@ _FALLBACK = {
 def _fit(name: str, shape: Sequence[int], chosen: str) -> str:
     """``chosen``, or the type that takes its place where the row length is no multiple of its block."""
     row = shape[-1]
-    if row % block_size(chosen) == 0:
+    if row % TYPES[chosen].block == 0:
         return chosen
-    if chosen not in _FALLBACK and block_size(chosen) != 32:
+    if chosen not in _FALLBACK and TYPES[chosen].block != 32:
         raise ArgumentError(
-            f"rows of {row} elements do not fit {chosen}, whose blocks hold {block_size(chosen)}, and {chosen} has no "
+            f"rows of {row} elements do not fit {chosen}, whose blocks hold {TYPES[chosen].block}, and {chosen} has no "
             "fallback; give it another type with tensor_type",
             tensor=name,
         )
     chosen = _FALLBACK.get(chosen, chosen)
-    return chosen if row % block_size(chosen) == 0 else "F16"
+    return chosen if row % TYPES[chosen].block == 0 else "F16"
 
 
 def overridden(name: str, shape: Sequence[int], options: MixOptions) -> str | None:
@@ -243,7 +242,7 @@ class _Chooser:
         ftype, base = self.file_type.name, self.file_type.base
         if self.options.output_tensor_type:
             return self.options.output_tensor_type
-        if ftype == "MXFP4_MOE" or self.model.arch == "falcon" or shape[-1] % block_size(base):
+        if ftype == "MXFP4_MOE" or self.model.arch == "falcon" or shape[-1] % TYPES[base].block:
             return "Q8_0"
         if ftype in ("IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ2_S", "IQ2_M", "IQ1_M"):
             return "Q5_K"
@@ -382,15 +381,6 @@ def lacking_importance(target: FileType, types: Mapping[str, str | None], option
     ]
 
 
-def parse_type(name: str) -> str:
-    """The upper-case ggml type that the user's ``name`` means (``q6_k``, ``gguf.q6_k``).
-
-    Raises:
-        ArgumentError: there is no such type, or it is not one for weights.
-    """
-    return type_name(name.removeprefix("gguf."))
-
-
 def converter_type(name: str, shape: Sequence[int], target: FileType) -> str:
     """The type of a tensor in a file that a Hugging Face checkpoint becomes directly (F32, F16, BF16, Q8_0).
 
@@ -402,4 +392,4 @@ def converter_type(name: str, shape: Sequence[int], target: FileType) -> str:
     if any(part in name for part in ("ffn_gate_inp", "position_embd", "token_types", "ssm_conv1d", "shortconv.conv")):
         return "F32"
     base = target.base
-    return base if not quantized(base) or shape[-1] % block_size(base) == 0 else "F16"
+    return base if not quantized(base) or shape[-1] % TYPES[base].block == 0 else "F16"

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, Error, UnsupportedError
-from ..io.gguf import GgufValue
-from .mix import (
-    FLOATS,
+from subbyte.errors import ArgumentError, Error, UnsupportedError
+from subbyte.io.gguf import GgufValue
+from subbyte.convert.mix import (
     FileType,
     MixOptions,
     choose_types,
@@ -22,13 +21,12 @@ from .mix import (
     is_quantizable,
     lacking_importance,
     overridden,
-    parse_type,
     visit_order,
 )
-from .recipe import Recipe
-from .source import Source, open_source
-from .types import nbytes
-from .values import kind
+from subbyte.convert.recipe import Recipe
+from subbyte.convert.source import Source, open_source
+from subbyte.convert.types import FLOATS, nbytes, parse_type
+from subbyte.convert.values import kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +114,7 @@ def make_plan(
         file_type(target_name)  # a misspelt target is reported before the source is read
     source = open_source(src)
     if strict and source.warnings:
-        raise Error(f"strict: {len(source.warnings)} warnings:\n" + "\n".join(f"  {w}" for w in source.warnings), file=src)
+        raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     target = file_type(target_name or _own_type(source))
     # A checkpoint becomes a float or Q8_0 file in one step of the original converter; every other file is what the
     # original quantizer makes of a file that holds the checkpoint exactly.
@@ -191,11 +189,10 @@ def _mixed_types(source: Source, target: FileType, options: MixOptions) -> dict[
     mixed = choose_types(shapes, target, source.model, options)
     lacking = lacking_importance(target, mixed, options)
     if lacking:
-        names = "".join(f"\n  {name}: {mixed[name]}" for name in lacking[:10])
+        names = ", ".join(f"'{name}' {mixed[name]}" for name in lacking)
         raise ArgumentError(
             f"gguf.{target.name.lower()} needs importance data (an imatrix) for {len(lacking)} tensors; "
-            f"choose a larger type such as gguf.q2_k or gguf.iq3_s:{names}"
-            + (f"\n  and {len(lacking) - 10} more" if len(lacking) > 10 else ""),
+            f"choose a target without, such as gguf.q2_k or gguf.iq3_s. The tensors: {names}",
             file=source.path,
         )
     recipes = {recipe.name: recipe for recipe in source.recipes}

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arch.base import interleave_heads
-from ..errors import FormatError
-from .types import nbytes as type_nbytes
+from subbyte.arch.base import interleave_heads
+from subbyte.errors import FormatError
+from subbyte.convert.types import nbytes
 
 Raw = NDArray[np.uint8]
 
@@ -37,14 +37,14 @@ class SourceTensor:
         type: ggml type name; safetensors' names of the plain types are the same.
         shape: NumPy order, row length last.
         where: its bytes in the file; ``None`` for a computed tensor.
-        load: the stored bytes as uint8, flat; a view where the file is mapped.
+        load: ``count`` stored bytes from byte ``start`` of the tensor: uint8, flat.
     """
 
     name: str
     type: str
     shape: tuple[int, ...]
     where: ByteRange | None
-    load: Callable[[], Raw]
+    load: Callable[[int, int], Raw]
 
     @property
     def rows(self) -> int:
@@ -54,7 +54,7 @@ class SourceTensor:
     @property
     def nbytes(self) -> int:
         """Stored bytes."""
-        return type_nbytes(self.type, self.shape)
+        return nbytes(self.type, self.shape)
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,18 @@ class Part:
 
     def read(self, start: int, stop: int) -> Raw:
         """Rows ``start`` to ``stop`` in the source's type: uint8, shape (rows, bytes of a row)."""
-        raw = self.source.load().reshape(self.rows, -1)
         if not self.heads:
-            return raw[start:stop]
+            return self._stored(start, stop)
         if len(self.source.shape) == 1:  # a bias: its elements belong to the heads
             columns = self.source.shape[0]
-            return np.ascontiguousarray(raw.reshape(columns, -1)[self._order].reshape(1, -1)[start:stop])
-        return raw[self._order[start:stop]]
+            return self._stored(start, stop).reshape(columns, -1)[self._order].reshape(1, -1)
+        order = self._order[start:stop]
+        first = int(order.min())
+        return self._stored(first, int(order.max()) + 1)[order - first]
+
+    def _stored(self, start: int, stop: int) -> Raw:
+        size = self.source.nbytes // self.rows
+        return self.source.load(start * size, (stop - start) * size).reshape(stop - start, size)
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,6 @@ class Recipe:
 
 def computed(name: str, array: NDArray[np.float32]) -> Recipe:
     """The recipe of a tensor that is computed rather than read."""
-    data = np.ascontiguousarray(array, dtype=np.float32)
-    source = SourceTensor(name, "F32", data.shape, None, lambda: data.view(np.uint8).reshape(-1))
-    return Recipe(name, data.shape, (Part(source),))
+    data = np.ascontiguousarray(array, dtype=np.float32).view(np.uint8).reshape(-1)
+    source = SourceTensor(name, "F32", array.shape, None, lambda start, count: data[start : start + count])
+    return Recipe(name, array.shape, (Part(source),))

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import Error, NonFiniteError
-from ..io.gguf import GgufWriter
-from .plan import Plan, TensorPlan
-from .report import Report, Row
-from .values import encode, first_invalid_block
+from subbyte.errors import Error, NonFiniteError
+from subbyte.ggml import TYPES
+from subbyte.io.gguf import GgufWriter
+from subbyte.convert.plan import Plan, TensorPlan
+from subbyte.convert.recipe import Raw
+from subbyte.convert.report import Report, Row
+from subbyte.convert.values import encode, first_invalid_block
 
 CHUNK = 1 << 21
 """Elements that are converted at once: small enough to stop quickly, large enough for every core."""
@@ -53,7 +55,7 @@ def run(plan: Plan, dst: Path, progress: Progress | None = None) -> Report:
                   time.perf_counter() - start)  # fmt: skip
 
 
-def _rows(tensor: TensorPlan, first: int, last: int):  # type: ignore[no-untyped-def]
+def _rows(tensor: TensorPlan, first: int, last: int) -> Raw:
     recipe = tensor.recipe
     try:
         raw = recipe.read(first, last)
@@ -72,9 +74,7 @@ def _rows(tensor: TensorPlan, first: int, last: int):  # type: ignore[no-untyped
 
 
 def _refuse(tensor: TensorPlan, block: int) -> None:
-    from .types import types
-
-    columns, size = tensor.recipe.columns, types()[tensor.type].block
+    columns, size = tensor.recipe.columns, TYPES[tensor.type].block
     row, column = divmod(block * size, columns)
     what = "a value" if size == 1 else "the scale of a block"
     raise NonFiniteError(f"{what} is NaN or infinite", tensor=tensor.name, row=row, column=column)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..arch import Architecture, find_architecture
-from ..arch.base import Config, common_keys, layer_count
-from ..errors import ArgumentError, FormatError, UnsupportedError
-from ..io.gguf import GgufFile, GgufValue
-from ..io.safetensors import SafetensorsFile
-from ..jsonfile import read_object
-from ..tokenizer import tokenizer_keys
-from .mix import Model
-from .recipe import ByteRange, Part, Recipe, SourceTensor, computed
-from .types import types
+from subbyte.arch import Architecture, find_architecture
+from subbyte.arch.base import Config, common_keys, layer_count
+from subbyte.errors import ArgumentError, FormatError, UnsupportedError
+from subbyte.io import same_file
+from subbyte.io.gguf import GgufFile, GgufValue
+from subbyte.io.safetensors import SafetensorsFile
+from subbyte.jsonfile import read_object
+from subbyte.tokenizer import tokenizer_keys
+from subbyte.convert.mix import Model
+from subbyte.convert.recipe import ByteRange, Part, Raw, Recipe, SourceTensor, computed
+from subbyte.ggml import TYPES
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ def _checkpoint(path: Path) -> Source:
 
 
 def _from_checkpoint(path: Path, folder: Path, arch: Architecture, config: Config) -> Source:
-    tensors = SafetensorsFile(path)
+    tensors = SafetensorsFile(path, mmap=False)  # reading bounded chunks keeps the peak of memory down
     layers = layer_count(config)
     heads = {key: config.get(name) for key, name in (("q", "num_attention_heads"), ("kv", "num_key_value_heads"))}
     model = Model(arch.name, layers, _count(heads["q"]), _count(heads["kv"]), _count(config.get("num_local_experts")))
@@ -119,7 +121,7 @@ def _from_checkpoint(path: Path, folder: Path, arch: Architecture, config: Confi
             raise FormatError(f"tensors '{seen[target]}' and '{name}' both become '{target}'")
         if len(target.encode()) > 63:
             raise FormatError(f"tensor '{name}': GGUF names have at most 63 bytes")
-        if tensor.dtype not in types():
+        if tensor.dtype not in TYPES:
             raise UnsupportedError(f"dtype {tensor.dtype} cannot be stored in GGUF", tensor=name)
         seen[target] = name
         where = ByteRange(Path(tensor.path), tensor.offset, tensor.nbytes)
@@ -155,8 +157,8 @@ def _from_checkpoint(path: Path, folder: Path, arch: Architecture, config: Confi
     return source
 
 
-def _loader(file: SafetensorsFile | GgufFile, name: str) -> Any:
-    return lambda: np.asarray(file.raw(name)).reshape(-1)
+def _loader(file: SafetensorsFile | GgufFile, name: str) -> Callable[[int, int], Raw]:
+    return lambda start, count: file.read(name, start, count)
 
 
 def _count(value: Any) -> int:
@@ -185,7 +187,7 @@ _REPLACED = ("general.alignment", "general.quantization_version", "general.file_
 
 
 def _gguf(path: Path) -> Source:
-    file = GgufFile(path)
+    file = GgufFile(path, mmap=False)
     arch = file.metadata.get("general.architecture")
     kind = file.metadata.get("general.type", "model")
     if not isinstance(arch, str) or kind != "model":
@@ -226,8 +228,6 @@ def check_target(source: Source, dst: Path, overwrite: bool) -> None:
     Raises:
         ArgumentError: the target is one of the source's files, exists, or its folder does not.
     """
-    from ..io import same_file
-
     if not dst.parent.is_dir():
         raise ArgumentError(f"the folder {dst.parent} does not exist", file=dst)
     if dst.is_dir():

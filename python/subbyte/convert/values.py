@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _native
-from ..errors import UnsupportedError
-from .recipe import Raw
-from .types import quantized, row_bytes, types
+from subbyte import _native
+from subbyte.errors import UnsupportedError
+from subbyte.convert.recipe import Raw
+from subbyte.convert.types import quantized
+from subbyte.ggml import TYPES
 
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -21,7 +22,7 @@ def to_float32(name: str, raw: Raw, columns: int) -> NDArray[np.float32]:
     """
     if name == "F64":
         return aligned(raw, 8).view(np.float64).astype(np.float32)
-    if name not in types() or not types()[name].decodable:
+    if name not in TYPES or not TYPES[name].decodes:
         raise UnsupportedError(f"values of type {name} cannot be decoded")
     out = np.empty((len(raw), columns), dtype=np.float32)
     _native.decode(name, np.ascontiguousarray(raw), columns, "float32", out.view(np.uint8))
@@ -43,10 +44,10 @@ def encode(source: str, raw: Raw, columns: int, target: str, importance: NDArray
     if source == target:
         return raw
     if source in _FLOATS:
-        dtype, values = _FLOATS[source], aligned(raw, types()[source].bytes)
+        dtype, values = _FLOATS[source], aligned(raw, TYPES[source].block_bytes)
     else:
         dtype, values = "float32", to_float32(source, raw, columns).view(np.uint8)
-    out = np.empty((len(raw), row_bytes(target, columns)), dtype=np.uint8)
+    out = np.empty((len(raw), TYPES[target].row_bytes(columns)), dtype=np.uint8)
     weights = None if importance is None else importance.view(np.uint8)
     _native.encode(target, values, dtype, columns, 1, weights, out)
     return out
@@ -60,7 +61,7 @@ def aligned(raw: Raw, size: int) -> Raw:
 
 def first_invalid_block(name: str, raw: Raw) -> int | None:
     """The first block with a scale (or the first value) that is not finite; ``None`` where all are."""
-    return _native.first_invalid_block(name, np.ascontiguousarray(raw)) if name in types() else None
+    return _native.first_invalid_block(name, np.ascontiguousarray(raw)) if name in TYPES else None
 
 
 def kind(source: str, target: str) -> str:

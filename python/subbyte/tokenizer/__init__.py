@@ -6,6 +6,6 @@ BPE with byte fallback) a checkpoint has and returns the ``tokenizer.*`` keys.
 
 from __future__ import annotations
 
-from .vocabulary import Vocabulary, tokenizer_keys
+from subbyte.tokenizer.vocabulary import Vocabulary, tokenizer_keys
 
 __all__ = ["Vocabulary", "tokenizer_keys"]

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import FormatError, LimitError
-from ..jsonfile import MAX_BYTES
+from subbyte.errors import FormatError, LimitError
+from subbyte.jsonfile import read_bytes
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of pieces; GGUF's ``tokenizer.ggml.token_type`` uses the same numbers."""
@@ -46,13 +46,11 @@ def read_model(path: Path) -> SentencePieceModel:
     Raises:
         FormatError: not a SentencePiece model; the message has the byte.
         LimitError: larger than any real vocabulary.
-        OSError: the file cannot be read.
+        IoError: the file cannot be read.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise LimitError(f"{size:,} bytes; at most {MAX_BYTES:,} are read", file=path)
+    data = read_bytes(path)
     try:
-        return parse_model(path.read_bytes())
+        return parse_model(data)
     except (FormatError, LimitError) as error:
         error.file = str(path)
         raise

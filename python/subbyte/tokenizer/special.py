@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..io.gguf import GgufValue
-from ..jsonfile import read_object_if_there, read_text
+from subbyte.io.gguf import GgufValue
+from subbyte.jsonfile import read_object_if_there, read_text
 
 _ID_KEYS = {
     "bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "sep": "seperator_token_id",

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, UnsupportedError
-from ..io.gguf import GgufValue
-from ..jsonfile import read_object, read_object_if_there
-from . import sentencepiece
-from .pretokenizer import ADDS_BOS, pre_tokenizer_name
-from .sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from .special import special_keys
+from subbyte.errors import FormatError, UnsupportedError
+from subbyte.io.gguf import GgufValue
+from subbyte.jsonfile import read_object, read_object_if_there
+from subbyte.tokenizer import sentencepiece
+from subbyte.tokenizer.pretokenizer import ADDS_BOS, pre_tokenizer_name
+from subbyte.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from subbyte.tokenizer.special import special_keys
 
 _BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space as this character
 MAX_TOKENS = sentencepiece.MAX_PIECES

@@ -1,0 +1,214 @@
+"""The command ``subbyte``: each subcommand is the Python function of the same name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import subbyte
+
+Progress = Callable[[int, int, str], None]
+
+OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: done; a check failed; wrong usage or a refusal; stopped by Ctrl-C."""
+
+_EXAMPLES = """\
+examples:
+  subbyte convert examples/small-llama small-llama.gguf --to gguf.q4_k_m
+  subbyte convert small-llama.gguf smaller.gguf --to gguf.q2_k --lossy
+  subbyte inspect small-llama.gguf --tensors
+  subbyte verify small-llama.gguf --against examples/small-llama
+  subbyte list levels
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="subbyte",
+        description="Quantized tensor formats: convert, inspect and verify checkpoints.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"subbyte {subbyte.__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    convert = commands.add_parser("convert", help="convert a checkpoint to GGUF")
+    convert.add_argument("src", metavar="SRC", help="checkpoint folder, safetensors file, or GGUF file")
+    convert.add_argument("dst", metavar="DST", help="GGUF file to write")
+    convert.add_argument("--to", required=True, metavar="TARGET", help="gguf.q4_k_m, gguf.bf16 …: see subbyte list formats")
+    convert.add_argument("--lossy", action="store_true", help="allow quantizing tensors that are quantized already")
+    convert.add_argument("--pure", action="store_true", help="one type for every tensor where it fits, no mix")
+    convert.add_argument("--output-tensor-type", metavar="TYPE", help="type of output.weight")
+    convert.add_argument("--token-embedding-type", metavar="TYPE", help="type of token_embd.weight")
+    convert.add_argument(
+        "--tensor-type", action="append", default=[], metavar="REGEX=TYPE", help="type of the tensors REGEX finds; may repeat"
+    )
+    convert.add_argument("--strict", action="store_true", help="refuse where there would be warnings")
+    convert.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
+    convert.add_argument("--json", action="store_true", help="print the report as JSON")
+    convert.set_defaults(run=_convert)
+
+    inspect = commands.add_parser("inspect", help="show what the headers of a checkpoint say")
+    inspect.add_argument("path", metavar="PATH", help="checkpoint folder, safetensors file, or GGUF file")
+    inspect.add_argument("--tensors", action="store_true", help="list every tensor")
+    inspect.add_argument("--json", action="store_true", help="print everything as JSON")
+    inspect.set_defaults(run=_inspect)
+
+    verify = commands.add_parser("verify", help="check a GGUF file, and its values against its source")
+    verify.add_argument("path", metavar="DST", help="GGUF file")
+    verify.add_argument("--against", metavar="SRC", help="checkpoint or GGUF file that it was made from")
+    verify.add_argument("--json", action="store_true", help="print the result as JSON")
+    verify.set_defaults(run=_verify)
+
+    listing = commands.add_parser("list", help="show what is possible here")
+    listing.add_argument("what", choices=("formats", "codecs", "levels"))
+    listing.add_argument("--json", action="store_true", help="print as JSON")
+    listing.set_defaults(run=_list)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code. Refusals are one line on standard error."""
+    try:
+        options = parser().parse_args(arguments)
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except subbyte.Error as error:
+        return _complain(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: so may we
+        return OK
+    except OSError as error:
+        return _complain(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except KeyboardInterrupt:
+        _complain("interrupted; no incomplete file was left")
+        return INTERRUPTED
+
+
+def _complain(message: str) -> int:
+    print(f"subbyte: {_painted('error', '31')}: {message}", file=sys.stderr)
+    return REFUSED
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"subbyte: {_painted('warning', '33')}: {warning}", file=sys.stderr)
+
+
+def _painted(text: str, colour: str) -> str:
+    plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def _convert(options: argparse.Namespace) -> int:
+    with _bar("converting") as progress:
+        report = subbyte.convert(
+            options.src,
+            options.dst,
+            to=options.to,
+            lossy=options.lossy,
+            pure=options.pure,
+            output_tensor_type=options.output_tensor_type,
+            token_embedding_type=options.token_embedding_type,
+            tensor_type=options.tensor_type,
+            strict=options.strict,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+    if options.json:
+        _print_json(report.to_json())
+        return OK
+    print(report.table())
+    for name, reason in report.left_out:
+        print(f"left out: {name}: {reason}")
+    _warn(report.warnings)
+    print(report.summary())
+    return OK
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    found = subbyte.inspect(options.path)
+    if options.json:
+        _print_json(found.to_json())
+    else:
+        print(found.text(tensors=options.tensors))
+    return OK
+
+
+def _verify(options: argparse.Namespace) -> int:
+    with _bar("verifying") as progress:
+        result = subbyte.verify(options.path, options.against, progress=progress)
+    if options.json:
+        _print_json(result.to_json())
+    else:
+        print(result.table())
+        _warn(result.warnings)
+        for failure in result.failures:
+            print(f"FAILED: {failure}")
+        print(result.summary())
+    return OK if result.ok else FAILED
+
+
+def _list(options: argparse.Namespace) -> int:
+    rows = {"formats": subbyte.list_formats, "codecs": subbyte.list_codecs, "levels": subbyte.list_levels}[options.what]()
+    if options.json:
+        _print_json(rows)
+        return OK
+    from subbyte.convert.report import table
+
+    head = list(rows[0])
+    print(table(head, [[_cell(row.get(key)) for key in head] for row in rows]))
+    return OK
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=1, ensure_ascii=True)
+    print()
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Progress | None]:
+    """A progress bar on standard error where it is a terminal: rich's if installed, else a percentage."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import Progress as RichProgress
+    except ImportError:
+        shown = -1
+
+        def percent(done: int, total: int, name: str) -> None:
+            nonlocal shown
+            now = 100 * done // max(total, 1)
+            if now != shown:
+                shown = now
+                print(f"\r{what} {now:3d} %", end="", file=sys.stderr, flush=True)
+
+        try:
+            yield percent
+        finally:
+            print("\r" + " " * (len(what) + 6) + "\r", end="", file=sys.stderr, flush=True)
+        return
+    with RichProgress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=f"{what} {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""A look into a checkpoint's headers: tensors, types, sizes and metadata. No tensor data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subbyte.convert.mix import FILE_TYPES
+from subbyte.convert.report import printable, table
+from subbyte.errors import UnsupportedError
+from subbyte.io.gguf import GgufFile
+from subbyte.io.safetensors import SafetensorsFile
+
+_LONG = 8
+"""Arrays of more elements are shown by their length and first elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: name, type (ggml or safetensors name), shape in NumPy order, bytes, and first byte in its file."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What the headers of a checkpoint say.
+
+    Attributes:
+        path: what was inspected.
+        format: ``"gguf"`` or ``"safetensors"``.
+        file_type: name of GGUF's ``general.file_type``; empty where there is none.
+        tensors: in file order.
+        metadata: by key; arrays of more than eight elements as ``{"length": n, "first": [...]}``.
+    """
+
+    path: Path
+    format: str
+    file_type: str
+    tensors: tuple[TensorInfo, ...]
+    metadata: Mapping[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements of all tensors."""
+        return sum(prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per element over all tensors."""
+        return 8 * self.nbytes / self.parameters if self.parameters else 0.0
+
+    def types(self) -> dict[str, tuple[int, int, int]]:
+        """Number of tensors, elements and bytes by type, the largest first."""
+        found: dict[str, tuple[int, int, int]] = {}
+        for tensor in self.tensors:
+            count, elements, size = found.get(tensor.type, (0, 0, 0))
+            found[tensor.type] = (count + 1, elements + prod(tensor.shape), size + tensor.nbytes)
+        return dict(sorted(found.items(), key=lambda item: -item[1][2]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``."""
+        return {
+            "version": 1,
+            "path": str(self.path),
+            "format": self.format,
+            "file_type": self.file_type,
+            "parameters": self.parameters,
+            "nbytes": self.nbytes,
+            "bits_per_weight": self.bits_per_weight,
+            "types": {
+                name: {"tensors": count, "elements": elements, "nbytes": size}
+                for name, (count, elements, size) in self.types().items()
+            },
+            "metadata": dict(self.metadata),
+            "tensors": [asdict(tensor) for tensor in self.tensors],
+        }
+
+    def text(self, tensors: bool = False) -> str:
+        """The facts as text, with ``tensors`` every tensor too."""
+        kind = f"{self.format} {self.file_type}".strip()
+        lines = [
+            f"{self.path}: {kind}, {len(self.tensors)} tensors, {self.parameters:,} parameters, {self.nbytes:,} bytes, "
+            f"{self.bits_per_weight:.2f} bits per weight",
+            "",
+        ]
+        if self.metadata:
+            lines += [table(("key", "value"), [(key, _shown(value)) for key, value in self.metadata.items()]), ""]
+        body = [(name, *(f"{number:,}" for number in facts)) for name, facts in self.types().items()]
+        lines.append(table(("type", "tensors", "elements", "bytes"), body, right={1, 2, 3}))
+        if tensors:
+            rows = [
+                (tensor.name, tensor.type, " × ".join(map(str, tensor.shape)), f"{tensor.nbytes:,}", f"{tensor.offset:,}")
+                for tensor in self.tensors
+            ]
+            lines += ["", table(("tensor", "type", "shape", "bytes", "at byte"), rows, right={3, 4})]
+        return "\n".join(lines)
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Read the headers of a GGUF file (all shards), a safetensors file, or a checkpoint folder.
+
+    Raises:
+        FormatError, CorruptError: the headers are damaged.
+        UnsupportedError: another kind of file.
+        IoError: the file cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir() or path.name.endswith((".safetensors", ".index.json")):
+        checkpoint = SafetensorsFile(path)
+        return Inspection(
+            path,
+            "safetensors",
+            "",
+            tuple(
+                TensorInfo(name, tensor.dtype, tuple(tensor.shape), tensor.nbytes, tensor.offset, str(tensor.path))
+                for name, tensor in checkpoint.items()
+            ),
+            dict(checkpoint.metadata),
+        )
+    if path.is_file() and path.suffix != ".gguf" and not _is_gguf(path):
+        raise UnsupportedError("expected a GGUF file, a safetensors file or a checkpoint folder", file=path)
+    file = GgufFile(path)
+    metadata = {key: _short(value) for key, value in file.metadata.items()}
+    names = {kind.number: name for name, kind in FILE_TYPES.items()}
+    number = metadata.get("general.file_type")
+    return Inspection(
+        path,
+        "gguf",
+        names.get(number & ~1024, "") if isinstance(number, int) else "",
+        tuple(
+            TensorInfo(name, tensor.type, tuple(tensor.shape), tensor.nbytes, tensor.offset, str(tensor.path))
+            for name, tensor in file.items()
+        ),
+        metadata,
+    )
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _short(value: Any) -> Any:
+    """A metadata value as JSON data, long arrays by their beginning."""
+    if isinstance(value, np.ndarray):
+        first = value[:_LONG].tolist()
+        return first if len(value) <= _LONG else {"length": len(value), "first": first}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        first = list(value[:_LONG])
+        return first if len(value) <= _LONG else {"length": len(value), "first": first}
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"[{', '.join(_shown(item) for item in value['first'])}, …] ({value['length']:,})"
+    if isinstance(value, list):
+        return f"[{', '.join(_shown(item) for item in value)}]"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = printable(text[:80])
+    return text if len(text) < 80 else f"{text[:77]}…"

@@ -1,0 +1,149 @@
+"""What a conversion did, tensor by tensor, and the tables that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subbyte.convert.plan import TensorPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tensor.
+
+    Attributes:
+        name: name in the target.
+        shape: NumPy order.
+        source_type, type: types before and after.
+        source_nbytes, nbytes: bytes before and after.
+        bits_per_weight: bits per element in the target.
+        kind: what happened to the values (:func:`~subbyte.convert.values.kind`).
+        seconds: time it took.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source_type: str
+    type: str
+    source_nbytes: int
+    nbytes: int
+    bits_per_weight: float
+    kind: str
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, tensor: TensorPlan, seconds: float = 0.0) -> Row:
+        """The row of a planned tensor."""
+        recipe = tensor.recipe
+        bits = 8 * tensor.nbytes / recipe.elements if recipe.elements else 0.0
+        return cls(tensor.name, tensor.shape, recipe.type, tensor.type, recipe.source_nbytes, tensor.nbytes, bits,
+                   tensor.kind, seconds)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A finished conversion.
+
+    Attributes:
+        src, dst: paths.
+        to: the target, ``gguf.q4_k_m``.
+        tensors: one row each, in file order.
+        warnings: each names its tensor or file.
+        left_out: source tensors that are not stored, with the reason.
+        nbytes: size of the file.
+        seconds: time it took.
+    """
+
+    src: Path
+    dst: Path
+    to: str
+    tensors: tuple[Row, ...]
+    warnings: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
+    nbytes: int
+    seconds: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data per element, over all tensors."""
+        elements = sum(8 * row.nbytes / row.bits_per_weight for row in self.tensors if row.bits_per_weight)
+        return 8 * sum(row.nbytes for row in self.tensors) / elements if elements else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``; ``version`` changes when a field changes its meaning."""
+        return {
+            "version": 1,
+            "src": str(self.src),
+            "dst": str(self.dst),
+            "to": self.to,
+            "nbytes": self.nbytes,
+            "bits_per_weight": self.bits_per_weight,
+            "seconds": self.seconds,
+            "tensors": [asdict(row) for row in self.tensors],
+            "warnings": list(self.warnings),
+            "left_out": [{"name": name, "reason": reason} for name, reason in self.left_out],
+        }
+
+    def table(self) -> str:
+        """The tensors and the totals as text."""
+        return conversion_table(self.tensors)
+
+    def summary(self) -> str:
+        """One line with file, size, bits per weight and time."""
+        return (
+            f"{self.dst}: {self.nbytes:,} bytes, {len(self.tensors)} tensors, {self.bits_per_weight:.2f} bits per weight, "
+            f"{self.seconds:.1f} s"
+        )
+
+
+def conversion_table(rows: Iterable[Row]) -> str:
+    """The rows of a conversion with their totals as text."""
+    rows = list(rows)
+    before, after = sum(row.source_nbytes for row in rows), sum(row.nbytes for row in rows)
+    elements = sum(_elements(row.shape) for row in rows)
+    body = [
+        (row.name, row.source_type, row.type, f"{row.source_nbytes:,}", f"{row.nbytes:,}", f"{row.bits_per_weight:.2f}",
+         row.kind)
+        for row in rows
+    ]  # fmt: skip
+    body.append(
+        (f"{len(rows)} tensors", "", "", f"{before:,}", f"{after:,}", f"{8 * after / max(elements, 1):.2f}", "")
+    )
+    return table(("tensor", "from", "to", "bytes in", "bytes out", "bits/weight", "values"), body, right={3, 4, 5})
+
+
+def _elements(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> str:
+    """Columns of text under a head; the last row of ``body`` may be totals.
+
+    Args:
+        head: titles.
+        body: cells.
+        right: columns aligned to the right.
+    """
+    right = set(right)
+    body = [[printable(cell) for cell in row] for row in body]
+    widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
+    lines = []
+    for row in (head, ["-" * width for width in widths], *body):
+        aligned = (
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(aligned).rstrip())
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters escaped: a hostile file must not drive the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,0 +1,236 @@
+"""Checks of a written file: its structure, its scales, and how far its values are from those of the source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subbyte.convert.recipe import Recipe
+from subbyte.convert.report import table
+from subbyte.convert.run import CHUNK
+from subbyte.convert.source import open_source
+from subbyte.convert.types import FLOATS, quantized
+from subbyte.convert.values import first_invalid_block, kind, to_float32
+from subbyte.errors import Error
+from subbyte.ggml import TYPES
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One tensor of the checked file, and its errors against the source.
+
+    Attributes:
+        name: name in the checked file.
+        type: ggml type.
+        kind: relation of the two types (:func:`~subbyte.convert.values.kind`); empty without a source.
+        max_error: largest absolute difference.
+        rms_error: root of the mean squared difference.
+        relative_error: Frobenius norm of the difference over that of the source.
+        sqnr: signal to quantization noise ratio in decibels; infinite where all values are equal.
+        cosine: cosine of the angle between the two tensors.
+        failure: why the tensor does not pass; empty where it does.
+    """
+
+    name: str
+    type: str
+    kind: str = ""
+    max_error: float = math.nan
+    rms_error: float = math.nan
+    relative_error: float = math.nan
+    sqnr: float = math.nan
+    cosine: float = math.nan
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The result of :func:`subbyte.verify`.
+
+    Attributes:
+        path, against: the checked file and its source.
+        tensors: one comparison each, in file order.
+        failures: everything that is wrong, each naming its tensor; empty for a good file.
+        warnings: what the source's reader had to say.
+    """
+
+    path: Path
+    against: Path | None
+    tensors: tuple[Comparison, ...]
+    failures: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``; infinite and unknown numbers are ``None``."""
+
+        def plain(value: Any) -> Any:
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return {
+            "version": 1,
+            "path": str(self.path),
+            "against": None if self.against is None else str(self.against),
+            "ok": self.ok,
+            "failures": list(self.failures),
+            "warnings": list(self.warnings),
+            "tensors": [{key: plain(value) for key, value in asdict(row).items()} for row in self.tensors],
+        }
+
+    def table(self) -> str:
+        """The tensors as text."""
+        if self.against is None:
+            body = [(row.name, row.type, row.failure or "ok") for row in self.tensors]
+            return table(("tensor", "type", "result"), body)
+        head = ("tensor", "type", "values", "max error", "RMS error", "relative", "SQNR dB", "cosine", "result")
+        body = []
+        for row in self.tensors:
+            numbers = (f"{row.max_error:.3g}", f"{row.rms_error:.3g}", f"{row.relative_error:.3g}", f"{row.sqnr:.2f}")
+            body.append((row.name, row.type, row.kind, *numbers, f"{row.cosine:.6f}", row.failure or "ok"))
+        return table(head, body, right={3, 4, 5, 6, 7})
+
+    def summary(self) -> str:
+        """One line."""
+        what = f"{self.path}: {len(self.tensors)} tensors checked"
+        what += "" if self.against is None else f" against {self.against}"
+        return f"{what}, {len(self.failures)} failures" if self.failures else f"{what}, all good"
+
+
+def verify(
+    path: str | Path, against: str | Path | None = None, *, progress: Progress | None = None
+) -> Verification:
+    """Check a GGUF file, and compare its values with those of the model it was made from.
+
+    Checked are the structure (by opening it), that every scale and value is finite, and with ``against``: that both have
+    the same tensors in the same shapes, and that the values differ by no more than the type allows. A type of b bits
+    fails at a relative error of 2^(2-b), which real weights never come near; the same codes, and codes of the same
+    values, must be equal; a float type may differ by half a unit in the last place. Names and row order of a checkpoint
+    are translated. Both sides are read in chunks of a few megabytes.
+
+    Args:
+        path: the GGUF file.
+        against: checkpoint folder or GGUF file it was made from.
+        progress: called with (elements done, elements of all tensors, name).
+
+    Raises:
+        Error: a file cannot be opened or read.
+    """
+    path = Path(path)
+    checked = open_source(path)
+    if checked.format != "gguf":
+        raise Error("expected a GGUF file to verify", file=path)
+    source = None if against is None else open_source(Path(against))
+    origins = {} if source is None else {recipe.name: recipe for recipe in source.recipes}
+    total = sum(recipe.elements for recipe in checked.recipes)
+    rows, failures, done = [], [], 0
+    for recipe in checked.recipes:
+        row = _compare(recipe, origins.pop(recipe.name, None), source is not None)
+        done += recipe.elements
+        rows.append(row)
+        if row.failure:
+            failures.append(f"tensor '{row.name}': {row.failure}")
+        if progress is not None:
+            progress(done, total, recipe.name)
+    failures += [f"tensor '{name}': missing, the source has it" for name in origins]
+    return Verification(
+        path, None if against is None else Path(against), tuple(rows), tuple(failures),
+        () if source is None else tuple(source.warnings),
+    )  # fmt: skip
+
+
+def _compare(recipe: Recipe, origin: Recipe | None, expected: bool) -> Comparison:
+    relation = "" if origin is None else kind(origin.type, recipe.type)
+    problem = ""
+    if expected and origin is None:
+        problem = "the source has no such tensor"
+    elif origin is not None and _squeezed(origin.shape) != _squeezed(recipe.shape):
+        problem = f"shape {recipe.shape}, the source has {origin.shape}"
+    measure = None if origin is None or problem else _Errors(origin.type, recipe.type)
+    step = max(1, CHUNK // max(recipe.columns, 1))
+    for first in range(0, recipe.rows, step):
+        last = min(first + step, recipe.rows)
+        raw = recipe.read(first, last)
+        block = first_invalid_block(recipe.type, raw)
+        if block is not None:
+            at = first * recipe.columns + block * TYPES[recipe.type].block
+            problem = problem or f"NaN or infinite at row {at // recipe.columns}, column {at % recipe.columns}"
+        if measure is not None and origin is not None:
+            measure.add(origin.read(first, last), raw, recipe.columns)
+    if measure is None:
+        return Comparison(recipe.name, recipe.type, relation, failure=problem)
+    return measure.comparison(recipe, relation, problem)
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+class _Errors:
+    """Running sums over the chunks of two tensors, in float64."""
+
+    def __init__(self, source: str, target: str) -> None:
+        self.source, self.target = source, target
+        self.count = 0
+        self.max = self.noise = self.signal = self.power = self.product = 0.0
+        self.beyond = 0
+
+    def add(self, source: NDArray[np.uint8], target: NDArray[np.uint8], columns: int) -> None:
+        if self.source not in TYPES or not TYPES[self.source].decodes or not TYPES[self.target].decodes:
+            self.beyond += int(np.count_nonzero(source != target))
+            return
+        want = to_float32(self.source, source, columns).reshape(-1).astype(np.float64)
+        got = to_float32(self.target, target, columns).reshape(-1).astype(np.float64)
+        difference = np.abs(got - want)
+        self.count += want.size
+        self.max = max(self.max, float(difference.max(initial=0.0)))
+        self.noise += float(difference @ difference)
+        self.signal += float(want @ want)
+        self.power += float(got @ got)
+        self.product += float(got @ want)
+        self.beyond += int(np.count_nonzero(difference > _half_unit(self.target, self.source, want)))
+
+    def comparison(self, recipe: Recipe, relation: str, problem: str) -> Comparison:
+        relative = math.sqrt(self.noise / self.signal) if self.signal else (0.0 if not self.noise else math.inf)
+        cosine = self.product / math.sqrt(self.signal * self.power) if self.signal and self.power else 1.0
+        limit = 2.0 ** (2 - _bits(recipe.type))
+        if not problem and quantized(recipe.type) and relation != "exact":
+            if not relative < limit:
+                problem = f"relative error {relative:.3g}, {recipe.type} stays below {limit:.3g}"
+        elif not problem and self.beyond:
+            allowed = "rounding allows" if relation == "rounded" else "equal values are expected"
+            problem = f"{self.beyond:,} elements differ by more than {allowed}" if relation == "rounded" else (
+                f"{self.beyond:,} elements differ, {allowed}"
+            )
+        return Comparison(
+            recipe.name, recipe.type, relation, self.max, math.sqrt(self.noise / max(self.count, 1)), relative,
+            10 * math.log10(self.signal / self.noise) if self.noise and self.signal else math.inf,
+            min(cosine, 1.0), problem,
+        )  # fmt: skip
+
+
+def _bits(name: str) -> int:
+    """Whole bits per weight of a type."""
+    return 8 * TYPES[name].block_bytes // TYPES[name].block
+
+
+def _half_unit(target: str, source: str, values: NDArray[np.float64]) -> NDArray[np.float64] | float:
+    """Half a unit in the last place of a float type that the source's values are rounded to; 0 where all fit."""
+    if target not in FLOATS or target in (source, "F32"):
+        return 0.0
+    digits, lowest = (11, -14) if target == "F16" else (8, -126)
+    _, exponents = np.frexp(values)  # |value| < 2^exponent
+    result: NDArray[np.float64] = np.ldexp(0.5, np.maximum(exponents, lowest + 1) - digits)
+    return result
