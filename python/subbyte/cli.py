@@ -41,13 +41,19 @@ def parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="convert a checkpoint to GGUF")
     convert.add_argument("src", metavar="SRC", help="checkpoint folder, safetensors file, or GGUF file")
     convert.add_argument("dst", metavar="DST", help="GGUF file to write")
-    convert.add_argument("--to", required=True, metavar="TARGET", help="gguf.q4_k_m, gguf.bf16 …: see subbyte list formats")
+    convert.add_argument(
+        "--to", required=True, metavar="TARGET", help="gguf.q4_k_m, gguf.bf16 …: see subbyte list formats"
+    )
     convert.add_argument("--lossy", action="store_true", help="allow quantizing tensors that are quantized already")
     convert.add_argument("--pure", action="store_true", help="one type for every tensor where it fits, no mix")
     convert.add_argument("--output-tensor-type", metavar="TYPE", help="type of output.weight")
     convert.add_argument("--token-embedding-type", metavar="TYPE", help="type of token_embd.weight")
     convert.add_argument(
-        "--tensor-type", action="append", default=[], metavar="REGEX=TYPE", help="type of the tensors REGEX finds; may repeat"
+        "--tensor-type",
+        action="append",
+        default=[],
+        metavar="REGEX=TYPE",
+        help="type of the tensors REGEX finds; may repeat",
     )
     convert.add_argument("--strict", action="store_true", help="refuse where there would be warnings")
     convert.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
@@ -157,7 +163,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    rows = {"formats": subbyte.list_formats, "codecs": subbyte.list_codecs, "levels": subbyte.list_levels}[options.what]()
+    rows = {"formats": subbyte.list_formats, "codecs": subbyte.list_codecs, "levels": subbyte.list_levels}[
+        options.what
+    ]()
     if options.json:
         _print_json(rows)
         return OK

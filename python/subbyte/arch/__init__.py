@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from subbyte.errors import FormatError, UnsupportedError
 from subbyte.arch.base import Architecture, Config
 from subbyte.arch.llama import LLAMA, head_dim
+from subbyte.errors import FormatError, UnsupportedError
 
 ARCHITECTURES: tuple[Architecture, ...] = (LLAMA,)
 

@@ -1,8 +1,8 @@
 """What the conversion has to know about one model architecture, as data.
 
 An architecture is a table (:class:`Architecture`): the names of its tensors on both sides, which of them change on the
-way, and which fields of config.json become which metadata keys. One file per architecture holds its table; the code that
-reads the tables is here.
+way, and which fields of config.json become which metadata keys. One file per architecture holds its table; the code
+that reads the tables is here.
 """
 
 from __future__ import annotations
@@ -229,12 +229,14 @@ def llama3_frequency_factors(config: Config, head_dim: int) -> NDArray[np.float3
 def interleave_heads(rows: int, heads: int) -> NDArray[np.int64]:
     """Source row of every row of a query or key matrix whose rotary pairs become neighbours.
 
-    Hugging Face stores the two halves of each head one after the other, GGUF's "llama" layout stores the pair (i, i+half)
-    in rows 2i and 2i+1: rows viewed as [heads, 2, half], the last two axes swapped.
+    Hugging Face stores the two halves of each head one after the other, GGUF's "llama" layout stores the pair
+    (i, i + half) in rows 2i and 2i + 1: rows viewed as [heads, 2, half], the last two axes swapped.
 
     Raises:
         FormatError: the rows are not an even number per head.
     """
     if heads <= 0 or rows % (2 * heads):
-        raise FormatError(f"{rows} rows do not divide into {heads} heads of two halves: config.json and tensor disagree")
+        raise FormatError(
+            f"{rows} rows do not divide into {heads} heads of two halves: config.json and tensor disagree"
+        )
     return np.arange(rows, dtype=np.int64).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(rows)

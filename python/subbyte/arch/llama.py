@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte.io.gguf import GgufValue
 from subbyte.arch.base import Architecture, Config, Keys, integer, llama3_frequency_factors
+from subbyte.io.gguf import GgufValue
 
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "max_position_embeddings": 2048,
@@ -53,7 +53,8 @@ LLAMA = Architecture(
     name="llama",
     model_types={
         "llama": _DEFAULTS,
-        "mistral": _DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+        "mistral": _DEFAULTS
+        | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
     },
     tensors={
         "model.embed_tokens": "token_embd",

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from subbyte.convert.catalogue import list_codecs, list_formats, list_levels
-from subbyte.convert.inspect import Inspection, TensorInfo, inspect
+from subbyte.convert.inspection import Inspection, TensorInfo, inspect
 from subbyte.convert.plan import Plan, TensorPlan, make_plan
 from subbyte.convert.report import Report, Row
 from subbyte.convert.run import Progress, run
 from subbyte.convert.source import check_target
-from subbyte.convert.verify import Comparison, Verification, verify
+from subbyte.convert.verification import Comparison, Verification, verify
 
 __all__ = [
     "Comparison",

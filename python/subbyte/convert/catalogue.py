@@ -13,9 +13,7 @@ from subbyte.ggml import TYPES
 
 def list_formats() -> list[dict[str, Any]]:
     """Format ids and conversion targets: ``id``; ``use`` (``"convert"`` or ``"decode, encode"``); ``status``."""
-    targets = [
-        {"id": f"gguf.{name.lower()}", "use": "convert", "status": "supported"} for name in FILE_TYPES
-    ]
+    targets = [{"id": f"gguf.{name.lower()}", "use": "convert", "status": "supported"} for name in FILE_TYPES]
     codecs = [{"id": name, "use": "decode, encode", "status": "supported"} for name in codec_ids()]
     planned = [{"id": name, "use": "decode, encode", "status": "planned"} for name in sorted(PLANNED)]
     return targets + codecs + planned
@@ -40,6 +38,6 @@ def list_codecs() -> list[dict[str, Any]]:
 
 
 def list_levels() -> list[dict[str, Any]]:
-    """SIMD levels, lowest first: ``level``, whether this processor can run it (``available``), whether it is ``used``."""
+    """SIMD levels, lowest first: ``level``, ``available`` (this processor can run it), and which one is ``used``."""
     used = _native.level()
     return [{"level": name, "available": runs, "used": name == used} for name, runs in _native.levels()]

@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from subbyte.convert.types import FLOATS, quantized
 from subbyte.errors import ArgumentError
 from subbyte.ggml import TYPES
-from subbyte.convert.types import FLOATS, quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +291,12 @@ class _Chooser:
             chosen = "Q6_K"
         elif ftype == "Q4_K_S" and i < 4:
             chosen = "Q5_K"
-        if model.arch == "llama" and model.n_layer == 80 and model.n_head != model.n_head_kv and chosen in ("Q3_K", "Q4_K"):
+        if (
+            model.arch == "llama"
+            and model.n_layer == 80
+            and model.n_head != model.n_head_kv
+            and chosen in ("Q3_K", "Q4_K")
+        ):
             chosen = "Q5_K"  # the 70B model shares each value head among eight query heads: it is small and pays off
         return "Q8_0" if model.n_expert == 8 else chosen
 
@@ -330,9 +335,23 @@ class _Chooser:
         if self.model.arch == "falcon":
             return "Q4_K" if ftype == "Q3_K_L" else base
         if self.model.n_expert == 8:
-            raised = ("Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS")
+            raised = (
+                "Q2_K",
+                "IQ3_XS",
+                "IQ3_XXS",
+                "Q3_K_S",
+                "Q3_K_M",
+                "IQ4_NL",
+                "Q4_K_S",
+                "Q4_K_M",
+                "IQ3_S",
+                "IQ3_M",
+                "IQ4_XS",
+            )
             return "Q5_K" if ftype in raised else base
-        return {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}.get(ftype, base)
+        return {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}.get(
+            ftype, base
+        )
 
 
 def choose_types(

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte.errors import ArgumentError, Error, UnsupportedError
-from subbyte.io.gguf import GgufValue
 from subbyte.convert.mix import (
     FileType,
     MixOptions,
@@ -27,6 +25,8 @@ from subbyte.convert.recipe import Recipe
 from subbyte.convert.source import Source, open_source
 from subbyte.convert.types import FLOATS, nbytes, parse_type
 from subbyte.convert.values import kind
+from subbyte.errors import ArgumentError, Error, UnsupportedError
+from subbyte.io.gguf import GgufValue, gguf_nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,14 @@ class Plan:
         target: file type of the result.
         tensors: in file order.
         metadata: in file order.
+        nbytes: exact size of the file.
     """
 
     source: Source
     target: FileType
     tensors: tuple[TensorPlan, ...]
     metadata: Mapping[str, GgufValue]
+    nbytes: int
 
     @property
     def to(self) -> str:
@@ -133,7 +135,9 @@ def make_plan(
             f"{', …' if len(again) > 5 else ''}); convert the original, or allow it with lossy",
             file=src,
         )
-    return Plan(source, target, tensors, _metadata(source, target, direct))
+    metadata = _metadata(source, target, direct)
+    size = gguf_nbytes(metadata, [(tensor.name, tensor.type, tensor.shape) for tensor in tensors])
+    return Plan(source, target, tensors, metadata, size)
 
 
 def _target_name(to: str) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subbyte.arch.base import interleave_heads
-from subbyte.errors import FormatError
 from subbyte.convert.types import nbytes
+from subbyte.errors import FormatError
 
 Raw = NDArray[np.uint8]
 

@@ -95,8 +95,8 @@ class Report:
     def summary(self) -> str:
         """One line with file, size, bits per weight and time."""
         return (
-            f"{self.dst}: {self.nbytes:,} bytes, {len(self.tensors)} tensors, {self.bits_per_weight:.2f} bits per weight, "
-            f"{self.seconds:.1f} s"
+            f"{self.dst}: {self.nbytes:,} bytes, {len(self.tensors)} tensors, "
+            f"{self.bits_per_weight:.2f} bits per weight, {self.seconds:.1f} s"
         )
 
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from subbyte.errors import Error, NonFiniteError
-from subbyte.ggml import TYPES
-from subbyte.io.gguf import GgufWriter
 from subbyte.convert.plan import Plan, TensorPlan
 from subbyte.convert.recipe import Raw
 from subbyte.convert.report import Report, Row
 from subbyte.convert.values import encode, first_invalid_block
+from subbyte.errors import Error, NonFiniteError
+from subbyte.ggml import TYPES
+from subbyte.io.gguf import GgufWriter
 
 CHUNK = 1 << 21
 """Elements that are converted at once: small enough to stop quickly, large enough for every core."""

@@ -12,15 +12,15 @@ import numpy as np
 
 from subbyte.arch import Architecture, find_architecture
 from subbyte.arch.base import Config, common_keys, layer_count
+from subbyte.convert.mix import Model
+from subbyte.convert.recipe import ByteRange, Part, Raw, Recipe, SourceTensor, computed
 from subbyte.errors import ArgumentError, FormatError, UnsupportedError
+from subbyte.ggml import TYPES
 from subbyte.io import same_file
 from subbyte.io.gguf import GgufFile, GgufValue
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.jsonfile import read_object
 from subbyte.tokenizer import tokenizer_keys
-from subbyte.convert.mix import Model
-from subbyte.convert.recipe import ByteRange, Part, Raw, Recipe, SourceTensor, computed
-from subbyte.ggml import TYPES
 
 
 @dataclass(slots=True)

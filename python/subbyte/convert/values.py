@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subbyte import _native
-from subbyte.errors import UnsupportedError
 from subbyte.convert.recipe import Raw
 from subbyte.convert.types import quantized
+from subbyte.errors import UnsupportedError
 from subbyte.ggml import TYPES
 
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -67,8 +67,8 @@ def first_invalid_block(name: str, raw: Raw) -> int | None:
 def kind(source: str, target: str) -> str:
     """What happens to the values of a tensor.
 
-    ``exact``: the same codes; ``exact-value``: other codes with the same values; ``rounded``: to a float type that cannot
-    hold them all; ``quantized``; ``requantized``: quantized a second time.
+    ``exact``: the same codes; ``exact-value``: other codes with the same values; ``rounded``: to a float type that
+    cannot hold them all; ``quantized``; ``requantized``: quantized a second time.
     """
     if source == target:
         return "exact"

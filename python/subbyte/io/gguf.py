@@ -21,7 +21,7 @@ from subbyte.arrays import Array, small_float
 from subbyte.errors import ArgumentError, UnsupportedError
 from subbyte.io.source import PlannedWriter, to_bytes, view
 
-__all__ = ["GgufFile", "GgufTensor", "GgufValue", "GgufWriter", "StringArray", "write_gguf"]
+__all__ = ["GgufFile", "GgufTensor", "GgufValue", "GgufWriter", "StringArray", "gguf_nbytes", "write_gguf"]
 
 #: NumPy types of the numeric metadata types.
 _NUMBERS = {
@@ -258,6 +258,21 @@ class GgufFile(Mapping[str, GgufTensor]):
         data = view(self._reader.raw(shard, index))
         return data.reshape(*self._tensors[name].shape[:-1], row)
 
+    def read(self, name: str, start: int, count: int) -> npt.NDArray[np.uint8]:
+        """``count`` stored bytes from byte ``start`` of a tensor: ``uint8``, one row; copied where not mapped.
+
+        Of a big-endian file, in little-endian order; there both have to be whole blocks.
+
+        Raises:
+            KeyError: no such tensor.
+            ArgumentError: the tensor has fewer bytes.
+            CorruptError: the file shrank.
+        """
+        shard, index, _ = self._places[name]
+        if self._reader is None:
+            raise ValueError("the file is closed")
+        return view(self._reader.raw(shard, index, start, count))
+
     def array(self, name: str) -> Array:
         """A tensor of a plain type (F32, F16, BF16, F64, I8 to I64) as an array; a view of the file where possible.
 
@@ -323,12 +338,29 @@ class GgufWriter(PlannedWriter):
         *,
         alignment: int | None = None,
     ) -> None:
-        builder = _native.GgufBuilder()
-        for key, value in metadata.items():
-            _add(builder, key, value)
-        plan = [(name, kind, [int(dim) for dim in reversed(shape)]) for name, kind, shape in tensors]
         types = {name: kind.upper() for name, kind, _ in tensors}
-        super().__init__(path, builder.finish(plan, alignment), types, _fitting)
+        super().__init__(path, _plan(metadata, tensors, alignment), types, _fitting)
+
+
+def _plan(
+    metadata: Mapping[str, Any], tensors: Sequence[tuple[str, str, Sequence[int]]], alignment: int | None
+) -> _native.FilePlan:
+    builder = _native.GgufBuilder()
+    for key, value in metadata.items():
+        _add(builder, key, value)
+    return builder.finish(
+        [(name, kind, [int(dim) for dim in reversed(shape)]) for name, kind, shape in tensors], alignment
+    )
+
+
+def gguf_nbytes(
+    metadata: Mapping[str, Any],
+    tensors: Sequence[tuple[str, str, Sequence[int]]],
+    *,
+    alignment: int | None = None,
+) -> int:
+    """The exact size in bytes of the file that `GgufWriter` writes; arguments and errors as there."""
+    return _plan(metadata, tensors, alignment).nbytes
 
 
 def write_gguf(

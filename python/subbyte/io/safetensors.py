@@ -140,6 +140,19 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
             raise ValueError("the file is closed")
         return view(self._readers[shard].raw(number))
 
+    def read(self, name: str, start: int, count: int) -> npt.NDArray[np.uint8]:
+        """``count`` stored bytes from byte ``start`` of a tensor: ``uint8``, one row; copied where not mapped.
+
+        Raises:
+            KeyError: no such tensor.
+            ArgumentError: the tensor has fewer bytes.
+            CorruptError: the file shrank.
+        """
+        shard, number = self._places[name]
+        if self._readers is None:
+            raise ValueError("the file is closed")
+        return view(self._readers[shard].raw(number, start, count))
+
     def array(self, name: str) -> Array:
         """A tensor as an array, a view of the file.
 

@@ -1,8 +1,8 @@
 """``tokenizer.ggml.pre``: the name of the splitting rule that a byte-level BPE tokenizer applies before merging.
 
 The name is derived from the structure of ``pre_tokenizer`` in tokenizer.json: its steps are written as one list of
-regular expressions, and the list is looked up. (llama.cpp's converter hashes the token ids of a test text instead, which
-depends on the vocabulary and is blind to many differences between the expressions.)
+regular expressions, and the list is looked up. (llama.cpp's converter hashes the token ids of a test text instead,
+which depends on the vocabulary and is blind to many differences between the expressions.)
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from subbyte.errors import FormatError
 
 _CONTRACTIONS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-LLAMA3 = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 ADDS_BOS = frozenset({"llama-bpe"})
 """Names for which a reader adds a BOS token unless the file says otherwise."""

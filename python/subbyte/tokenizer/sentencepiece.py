@@ -1,7 +1,7 @@
 """Reader of SentencePiece models (``tokenizer.model``): the few fields of its protobuf message that GGUF stores.
 
 The file is one ``ModelProto`` message. Read are field 1 (repeated ``SentencePiece``: 1 text, 2 score, 3 kind) and of
-field 3 (``NormalizerSpec``) the flags 3 (add_dummy_prefix) and 4 (remove_extra_whitespaces); everything else is skipped.
+field 3 (``NormalizerSpec``) the flags 3 (add_dummy_prefix) and 4 (remove_extra_whitespaces); all else is skipped.
 Wire format: https://protobuf.dev/programming-guides/encoding/.
 """
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from subbyte.errors import FormatError, UnsupportedError
 from subbyte.io.gguf import GgufValue
-from subbyte.jsonfile import read_object, read_object_if_there
+from subbyte.jsonfile import read_object_if_there
 from subbyte.tokenizer import sentencepiece
 from subbyte.tokenizer.pretokenizer import ADDS_BOS, pre_tokenizer_name
 from subbyte.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from subbyte.tokenizer.special import special_keys
 
 _BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space as this character
+_WIDE_BAR = "\N{FULLWIDTH VERTICAL LINE}"
+_BYTE_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # byte-level BPE writes a space as this character
 MAX_TOKENS = sentencepiece.MAX_PIECES
 
 
@@ -82,7 +84,9 @@ def tokenizer_keys(folder: Path, config: dict[str, Any]) -> Vocabulary:
         return result
     if pre is None:
         pre = "default"
-        result.warnings.append("tokenizer.json: unknown pre-tokenizer, written as 'default': texts may be split otherwise")
+        result.warnings.append(
+            "tokenizer.json: unknown pre-tokenizer, written as 'default': programs may split texts otherwise"
+        )
 
     keys = result.keys
     keys["tokenizer.ggml.model"] = GgufValue("str", model)
@@ -113,14 +117,14 @@ def _vocab_size(config: dict[str, Any], default: int) -> int:
 
 
 def _looks_special(text: str) -> bool:
-    return text in ("<pad>", "<mask>") or (
-        text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>"))
-    ) or (text.startswith("<unused") and text.endswith(">"))
+    """Whether an added token is a control token by its form, whatever its flag says."""
+    if text in ("<pad>", "<mask>"):
+        return True
+    bars = text.startswith(("<|", "<" + _WIDE_BAR)) and text.endswith(("|>", _WIDE_BAR + ">"))
+    return bars or (text.startswith("<unused") and text.endswith(">"))
 
 
-def _from_sentencepiece(
-    folder: Path, settings: dict[str, Any], config: dict[str, Any], warnings: list[str]
-) -> _Tokens:
+def _from_sentencepiece(folder: Path, settings: dict[str, Any], config: dict[str, Any], warnings: list[str]) -> _Tokens:
     model = sentencepiece.read_model(folder / "tokenizer.model")
     size = _vocab_size(config, len(model.pieces))
     if len(model.pieces) > size:
@@ -188,7 +192,7 @@ def _from_json(tokenizer: dict[str, Any], config: dict[str, Any]) -> tuple[str, 
     if sentencepiece_like:
         return "llama", tokens, []
     # A space inside a merge would read as the border between its parts, so it is stored in its byte-level form.
-    joined = [" ".join(part.replace(" ", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}") for part in pair) for pair in merges]
+    joined = [" ".join(part.replace(" ", _BYTE_SPACE) for part in pair) for pair in merges]
     return "gpt2", tokens, joined
 
 

@@ -12,7 +12,7 @@ use subbyte_core::{Error, GgmlType, Result};
 use subbyte_io::Bytes;
 use subbyte_io::gguf::{Shard, open};
 
-use super::{FileBytes, FilePlan, text};
+use super::{FileBytes, FilePlan, part, text};
 use crate::arrays;
 use crate::errors::to_py;
 
@@ -79,11 +79,14 @@ impl GgufReader {
         Ok(list)
     }
 
-    /// The bytes of tensor `index` of file `shard`, in little-endian order.
-    fn raw(&self, py: Python<'_>, shard: usize, index: usize) -> PyResult<FileBytes> {
+    /// `count` bytes from byte `start` (all that follow by default) of tensor `index` of file `shard`, in little-endian
+    /// order. In a big-endian file both have to be whole blocks.
+    #[pyo3(signature = (shard, index, start = 0, count = None))]
+    fn raw(&self, py: Python<'_>, shard: usize, index: usize, start: u64, count: Option<u64>) -> PyResult<FileBytes> {
         let (shard, tensor) = self.tensor(shard, index)?;
         let read = || -> Result<Bytes> {
-            let bytes = shard.source.bytes(tensor.offset, tensor.nbytes)?;
+            let (offset, count) = part(tensor.offset, tensor.nbytes, start, count)?;
+            let bytes = shard.source.bytes(offset, count)?;
             if !shard.header.big_endian || endian::fields(tensor.ggml_type)?.is_empty() {
                 return Ok(bytes);
             }

@@ -98,6 +98,15 @@ impl FileWriter {
     }
 }
 
+/// Offset in the file and length of `count` bytes from byte `start` of a tensor; all that follow without `count`.
+fn part(offset: u64, nbytes: u64, start: u64, count: Option<u64>) -> Result<(u64, u64)> {
+    let rest = nbytes.checked_sub(start);
+    match (rest, count.or(rest)) {
+        (Some(rest), Some(count)) if count <= rest => Ok((offset + start, count)),
+        _ => Err(Error::argument(format!("bytes from {start} were asked for, the tensor has {nbytes}"))),
+    }
+}
+
 /// Text of a file; bytes that are not UTF-8 become lone surrogates, so that nothing is lost.
 fn text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     match std::str::from_utf8(bytes) {

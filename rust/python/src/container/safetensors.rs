@@ -9,7 +9,7 @@ use subbyte_core::container::safetensors::{Dtype, Header, plan};
 use subbyte_core::{Error, Result};
 use subbyte_io::FileSource;
 
-use super::{FileBytes, FilePlan};
+use super::{FileBytes, FilePlan, part};
 use crate::errors::to_py;
 
 /// An open file. Tensors are addressed by number; `subbyte.io.safetensors` gives them names.
@@ -48,12 +48,15 @@ impl SafetensorsReader {
         tensors.map(|t| (t.name.as_str(), t.dtype.name(), t.shape.as_slice(), t.nbytes, t.offset)).collect()
     }
 
-    /// The bytes of tensor `index`.
-    fn raw(&self, py: Python<'_>, index: usize) -> PyResult<FileBytes> {
+    /// `count` bytes from byte `start` (all that follow by default) of tensor `index`.
+    #[pyo3(signature = (index, start = 0, count = None))]
+    fn raw(&self, py: Python<'_>, index: usize, start: u64, count: Option<u64>) -> PyResult<FileBytes> {
         let tensor = self.header.tensors.get(index).ok_or_else(|| PyIndexError::new_err("no such tensor"))?;
-        py.detach(|| self.source.bytes(tensor.offset, tensor.nbytes))
-            .map(FileBytes)
-            .map_err(|e| to_py(e.in_tensor(tensor.name.clone())))
+        let read = || {
+            let (offset, count) = part(tensor.offset, tensor.nbytes, start, count)?;
+            self.source.bytes(offset, count)
+        };
+        py.detach(read).map(FileBytes).map_err(|e| to_py(e.in_tensor(tensor.name.clone())))
     }
 }
 

@@ -105,7 +105,13 @@ class Inspection:
         lines.append(table(("type", "tensors", "elements", "bytes"), body, right={1, 2, 3}))
         if tensors:
             rows = [
-                (tensor.name, tensor.type, " × ".join(map(str, tensor.shape)), f"{tensor.nbytes:,}", f"{tensor.offset:,}")
+                (
+                    tensor.name,
+                    tensor.type,
+                    str(list(tensor.shape)),
+                    f"{tensor.nbytes:,}",
+                    f"{tensor.offset:,}",
+                )
                 for tensor in self.tensors
             ]
             lines += ["", table(("tensor", "type", "shape", "bytes", "at byte"), rows, right={3, 4})]

@@ -91,8 +91,9 @@ class Verification:
     def table(self) -> str:
         """The tensors as text."""
         if self.against is None:
-            body = [(row.name, row.type, row.failure or "ok") for row in self.tensors]
-            return table(("tensor", "type", "result"), body)
+            return table(
+                ("tensor", "type", "result"), [(row.name, row.type, row.failure or "ok") for row in self.tensors]
+            )
         head = ("tensor", "type", "values", "max error", "RMS error", "relative", "SQNR dB", "cosine", "result")
         body = []
         for row in self.tensors:
@@ -107,14 +108,12 @@ class Verification:
         return f"{what}, {len(self.failures)} failures" if self.failures else f"{what}, all good"
 
 
-def verify(
-    path: str | Path, against: str | Path | None = None, *, progress: Progress | None = None
-) -> Verification:
+def verify(path: str | Path, against: str | Path | None = None, *, progress: Progress | None = None) -> Verification:
     """Check a GGUF file, and compare its values with those of the model it was made from.
 
-    Checked are the structure (by opening it), that every scale and value is finite, and with ``against``: that both have
-    the same tensors in the same shapes, and that the values differ by no more than the type allows. A type of b bits
-    fails at a relative error of 2^(2-b), which real weights never come near; the same codes, and codes of the same
+    Checked are the structure (by opening it), that every scale and value is finite, and with ``against``: that both
+    have the same tensors in the same shapes, and that the values differ by no more than the type allows. A type of b
+    bits fails at a relative error of 2^(2-b), which real weights never come near; the same codes, and codes of the same
     values, must be equal; a float type may differ by half a unit in the last place. Names and row order of a checkpoint
     are translated. Both sides are read in chunks of a few megabytes.
 
@@ -206,14 +205,12 @@ class _Errors:
         relative = math.sqrt(self.noise / self.signal) if self.signal else (0.0 if not self.noise else math.inf)
         cosine = self.product / math.sqrt(self.signal * self.power) if self.signal and self.power else 1.0
         limit = 2.0 ** (2 - _bits(recipe.type))
-        if not problem and quantized(recipe.type) and relation != "exact":
+        if quantized(recipe.type) and relation != "exact":
             if not relative < limit:
-                problem = f"relative error {relative:.3g}, {recipe.type} stays below {limit:.3g}"
-        elif not problem and self.beyond:
-            allowed = "rounding allows" if relation == "rounded" else "equal values are expected"
-            problem = f"{self.beyond:,} elements differ by more than {allowed}" if relation == "rounded" else (
-                f"{self.beyond:,} elements differ, {allowed}"
-            )
+                problem = problem or f"relative error {relative:.3g}, {recipe.type} stays below {limit:.3g}"
+        elif self.beyond:
+            allowed = "differ by more than rounding" if relation == "rounded" else "differ, equal values are expected"
+            problem = problem or f"{self.beyond:,} elements {allowed}"
         return Comparison(
             recipe.name, recipe.type, relation, self.max, math.sqrt(self.noise / max(self.count, 1)), relative,
             10 * math.log10(self.signal / self.noise) if self.noise and self.signal else math.inf,
