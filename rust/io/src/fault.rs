@@ -55,14 +55,27 @@ fn strike() -> io::Result<bool> {
     }
 }
 
-/// Runs `call` unless a fault is due.
-pub(crate) fn call<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    strike()?;
-    call()
+/// Runs `call` unless a fault is due; interrupted calls are made again.
+pub(crate) fn call<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    retry(|| {
+        strike()?;
+        call()
+    })
 }
 
 /// Runs a transfer of `length` bytes through `call`, which is given the number of bytes to try.
-pub(crate) fn transfer(length: usize, call: impl FnOnce(usize) -> io::Result<usize>) -> io::Result<usize> {
-    let short = strike()? && length > 1;
-    call(if short { length / 2 } else { length })
+pub(crate) fn transfer(length: usize, mut call: impl FnMut(usize) -> io::Result<usize>) -> io::Result<usize> {
+    retry(|| {
+        let short = strike()? && length > 1;
+        call(if short { length / 2 } else { length })
+    })
+}
+
+fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }

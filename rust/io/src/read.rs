@@ -120,7 +120,6 @@ impl ReadAt for FileSource {
                     return Err(self.error(Error::corrupt("the file ends here; it shrank while open").at_byte(at)));
                 }
                 Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(self.error(e)),
             }
         }

@@ -49,12 +49,12 @@ impl AtomicFile {
     }
 
     fn reserve(&self, length: u64) -> Result<()> {
-        let result = retry(|| fault::call(|| allocate(&self.file, length)));
+        let result = fault::call(|| allocate(&self.file, length));
         match result {
             Ok(()) => Ok(()),
             // Not every file system can reserve; a sparse file of the full length is the next best.
             Err(e) if matches!(e.kind(), io::ErrorKind::Unsupported) => {
-                retry(|| fault::call(|| self.file.set_len(length))).map_err(|e| in_file(e, &self.target))
+                fault::call(|| self.file.set_len(length)).map_err(|e| in_file(e, &self.target))
             }
             Err(e) => {
                 let mut error = in_file(e, &self.target);
@@ -76,7 +76,6 @@ impl AtomicFile {
                     return Err(in_file(none, &self.target));
                 }
                 Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(in_file(e, &self.target)),
             }
         }
@@ -90,10 +89,10 @@ impl AtomicFile {
     /// folder, the complete file is in place, but may not survive a power cut.
     pub fn commit(mut self) -> Result<()> {
         let fail = |e: io::Error| in_file(e, &self.target);
-        retry(|| fault::call(|| self.file.sync_all())).map_err(fail)?;
-        retry(|| fault::call(|| std::fs::rename(&self.temp, &self.target))).map_err(fail)?;
+        fault::call(|| self.file.sync_all()).map_err(fail)?;
+        fault::call(|| std::fs::rename(&self.temp, &self.target)).map_err(fail)?;
         self.committed = true;
-        retry(|| fault::call(|| sync_folder(&self.target))).map_err(|e| {
+        fault::call(|| sync_folder(&self.target)).map_err(|e| {
             let mut error = in_file(e, &self.target);
             error.message = format!("the file is complete, but its folder could not be synced: {}", error.message);
             error
@@ -117,15 +116,6 @@ fn temporary_name(name: &str) -> String {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
     let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
     format!(".{stem}.{}-{now:x}-{unique}{SUFFIX}", std::process::id())
-}
-
-fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
 }
 
 #[cfg(target_os = "linux")]
