@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,13 +45,13 @@ def run_python() -> Callable[..., str]:
 
 
 @pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
+def level(request: pytest.FixtureRequest) -> str:
     """Each SIMD level in turn; one that this processor lacks is skipped, and the summary says so."""
     name: str = request.param
     if not LEVELS[name]:
         pytest.skip(f"this processor cannot run {name}")
     _ran.add(name)
-    yield name
+    return name
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -17,6 +17,18 @@ def codec(request):
     return subbyte.get_codec(request.param)
 
 
+@pytest.fixture(params=[id for id in IDS if FACTS[id][4]])
+def decoder(request):
+    """A codec that decodes: all but gguf.q8_1."""
+    return subbyte.get_codec(request.param)
+
+
+@pytest.fixture(params=[id for id in IDS if FACTS[id][3] != "ignored"])
+def weighted(request):
+    """A codec that uses importance weights."""
+    return subbyte.get_codec(request.param)
+
+
 def weights(*shape, seed=7):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
@@ -25,10 +37,6 @@ def importance(codec, *shape):
     """Weights for the codecs that use them, None for the others."""
     use = FACTS[codec.id][3]
     return None if use == "ignored" else np.random.default_rng(1).random(shape or COLUMNS).astype(np.float32) + 0.25
-
-
-def decodes(codec):
-    return FACTS[codec.id][4]
 
 
 def same(a, b):
@@ -97,15 +105,13 @@ def test_encode_into_given_planes(codec):
             codec.encode(w, importance=imp, out={"blocks": bad})
 
 
-def test_one_weight_vector_per_expert(codec):
+def test_one_weight_vector_per_expert(weighted):
     w = weights(3, 2, COLUMNS)
-    imp = importance(codec, 3, COLUMNS)
-    if imp is None:
-        pytest.skip("no use for importance weights")
-    parts = [codec.encode(w[e], importance=imp[e])["blocks"] for e in range(3)]
-    assert same(codec.encode(w, importance=imp)["blocks"], np.stack(parts))
-    shared = codec.encode(w, importance=imp[0])["blocks"]
-    assert same(shared, np.stack([codec.encode(w[e], importance=imp[0])["blocks"] for e in range(3)]))
+    imp = importance(weighted, 3, COLUMNS)
+    parts = [weighted.encode(w[e], importance=imp[e])["blocks"] for e in range(3)]
+    assert same(weighted.encode(w, importance=imp)["blocks"], np.stack(parts))
+    shared = weighted.encode(w, importance=imp[0])["blocks"]
+    assert same(shared, np.stack([weighted.encode(w[e], importance=imp[0])["blocks"] for e in range(3)]))
 
 
 def test_importance_is_checked(codec):
@@ -137,43 +143,35 @@ def test_not_finite_is_refused_with_its_place(codec):
         assert (e.value.row, e.value.column) == (2, 300)
 
 
-def test_decode_dtypes(codec):
-    encoded = codec.encode(weights(3, COLUMNS), importance=importance(codec))
-    if not decodes(codec):
-        with pytest.raises(subbyte.UnsupportedError, match="decoder"):
-            codec.decode(encoded)
-        return
-    full = codec.decode(encoded)
+def test_decode_dtypes(decoder):
+    encoded = decoder.encode(weights(3, COLUMNS), importance=importance(decoder))
+    full = decoder.decode(encoded)
     assert full.dtype == np.float32
     assert full.shape == (3, COLUMNS)
     assert full.ctypes.data % 64 == 0
-    assert same(codec.decode(encoded, dtype="float16"), full.astype(np.float16))
-    assert same(codec.decode(encoded, dtype=ml_dtypes.bfloat16), full.astype(ml_dtypes.bfloat16))
-    assert same(codec.decode(encoded, dtype=np.float64).astype(np.float32), full)
+    assert same(decoder.decode(encoded, dtype="float16"), full.astype(np.float16))
+    assert same(decoder.decode(encoded, dtype=ml_dtypes.bfloat16), full.astype(ml_dtypes.bfloat16))
+    assert same(decoder.decode(encoded, dtype=np.float64).astype(np.float32), full)
     for bad in ("int8", np.int32, "float8_e4m3fn", object()):
         with pytest.raises(subbyte.ArgumentError, match="dtype"):
-            codec.decode(encoded, dtype=bad)
+            decoder.decode(encoded, dtype=bad)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_decode_rows_and_out(codec, dtype):
-    if not decodes(codec):
-        pytest.skip("no decoder")
-    encoded = codec.encode(weights(9, COLUMNS), importance=importance(codec))
-    full = codec.decode(encoded, dtype=dtype)
+def test_decode_rows_and_out(decoder, dtype):
+    encoded = decoder.encode(weights(9, COLUMNS), importance=importance(decoder))
+    full = decoder.decode(encoded, dtype=dtype)
     for rows in (slice(2, 5), slice(None, None, 2), slice(-3, None), slice(None, None, -1), slice(4, 4), slice(5, 99)):
-        part = codec.decode(encoded, rows=rows, dtype=dtype)
+        part = decoder.decode(encoded, rows=rows, dtype=dtype)
         assert same(part, full[rows])
         out = np.zeros_like(part)
-        assert codec.decode(encoded, rows=rows, dtype=dtype, out=out) is out
+        assert decoder.decode(encoded, rows=rows, dtype=dtype, out=out) is out
         assert same(out, full[rows])
 
 
-def test_decode_rejects_unfit_destinations(codec):
-    if not decodes(codec):
-        pytest.skip("no decoder")
-    encoded = codec.encode(weights(3, COLUMNS), importance=importance(codec))
-    good = np.empty((3, COLUMNS), np.float32)
+def test_decode_rejects_unfit_destinations(decoder):
+    encoded = decoder.encode(weights(3, COLUMNS), importance=importance(decoder))
+    good = np.zeros((3, COLUMNS), np.float32)
     frozen = good.copy()
     frozen.flags.writeable = False
     for bad, why in [
@@ -186,36 +184,32 @@ def test_decode_rejects_unfit_destinations(codec):
         (good.tolist(), "list"),
     ]:
         with pytest.raises(subbyte.ArgumentError, match=why):
-            codec.decode(encoded, out=bad)
+            decoder.decode(encoded, out=bad)
 
 
-def test_decode_planes_of_any_kind(codec):
-    if not decodes(codec):
-        pytest.skip("no decoder")
-    encoded = codec.encode(weights(4, COLUMNS), importance=importance(codec))
-    full, blocks = codec.decode(encoded), encoded["blocks"]
+def test_decode_planes_of_any_kind(decoder):
+    encoded = decoder.encode(weights(4, COLUMNS), importance=importance(decoder))
+    full, blocks = decoder.decode(encoded), encoded["blocks"]
     wide = np.zeros((8, blocks.shape[1] * 2), np.uint8)
     wide[::2, ::2] = blocks
-    assert same(codec.decode({"blocks": wide[::2, ::2]}), full)
-    assert same(codec.decode({"blocks": blocks.reshape(2, 2, -1)}), full.reshape(2, 2, -1))
-    assert same(codec.decode({"blocks": blocks.tobytes()}), full.reshape(-1))
-    assert same(codec.decode({"blocks": memoryview(blocks[0])}), full[0])
+    assert same(decoder.decode({"blocks": wide[::2, ::2]}), full)
+    assert same(decoder.decode({"blocks": blocks.reshape(2, 2, -1)}), full.reshape(2, 2, -1))
+    assert same(decoder.decode({"blocks": blocks.tobytes()}), full.reshape(-1))
+    assert same(decoder.decode({"blocks": memoryview(blocks[0])}), full[0])
 
 
-def test_decode_rejects_unfit_planes(codec):
-    if not decodes(codec):
-        pytest.skip("no decoder")
-    encoded = codec.encode(weights(2, COLUMNS), importance=importance(codec))
+def test_decode_rejects_unfit_planes(decoder):
+    encoded = decoder.encode(weights(2, COLUMNS), importance=importance(decoder))
     blocks = encoded["blocks"]
     bad = [{}, {"qweight": blocks}, {"blocks": blocks.astype(np.int8)}, {"blocks": None}, {"blocks": np.uint8(1)}, None]
-    if FACTS[codec.id][2] > 1:
+    if FACTS[decoder.id][2] > 1:
         bad.append({"blocks": blocks[:, :-1]})
-    bad.append(subbyte.Encoded({"blocks": blocks}, config=codec.config(), shape=(2, COLUMNS + 256)))
+    bad.append(subbyte.Encoded({"blocks": blocks}, config=decoder.config(), shape=(2, COLUMNS + 256)))
     for planes in bad:
         with pytest.raises(subbyte.ArgumentError):
-            codec.decode(planes)
+            decoder.decode(planes)
     with pytest.raises(subbyte.ArgumentError, match="one dimension"):
-        codec.decode({"blocks": blocks[0]}, rows=slice(0, 1))
+        decoder.decode({"blocks": blocks[0]}, rows=slice(0, 1))
 
 
 def test_empty_and_odd_shapes(codec):
@@ -225,7 +219,7 @@ def test_empty_and_odd_shapes(codec):
         encoded = codec.encode(np.empty(shape, np.float32), importance=use)
         assert encoded.shape == shape
         assert encoded.nbytes == codec.nbytes(shape) == 0
-        if decodes(codec):
+        if FACTS[codec.id][4]:
             assert codec.decode(encoded).shape == shape
     with pytest.raises(subbyte.ArgumentError, match="scalar"):
         codec.encode(np.float32(1))
@@ -235,6 +229,12 @@ def test_empty_and_odd_shapes(codec):
             codec.encode(weights(2, block + 1))
         with pytest.raises(subbyte.ArgumentError, match="multiple"):
             codec.nbytes((2, block - 1))
+
+
+def test_activations_have_no_decoder():
+    encoded = subbyte.encode("gguf.q8_1", weights(2, 64))
+    with pytest.raises(subbyte.UnsupportedError, match="decoder"):
+        subbyte.decode("gguf.q8_1", encoded)
 
 
 def test_float64_codec_keeps_float64():

@@ -89,7 +89,7 @@ def load(array: Any) -> tuple[Array, str]:
     if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__"):
         return _load_dlpack(array)
     try:
-        a = np.asarray(array)
+        a = np.frombuffer(array, np.uint8) if isinstance(array, bytes | bytearray) else np.asarray(array)
     except (TypeError, ValueError, BufferError, RuntimeError) as e:
         raise ArgumentError(f"{type(array).__name__} cannot be read as an array: {e}") from e
     if a.dtype.kind not in "fiubcV" or a.dtype.fields is not None:
@@ -183,7 +183,8 @@ def destination(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: st
     """
     if out is None:
         return empty(shape, dtype)
-    if not (isinstance(out, np.ndarray) and out.dtype.isnative) and not hasattr(out, "__dlpack__"):
+    shared = out.dtype.isnative if isinstance(out, np.ndarray) else hasattr(out, "__dlpack__")
+    if not shared:
         raise ArgumentError(f"{what} is a {type(out).__name__}: expected a NumPy array of native byte order")
     a, name = load(out)
     bits = {name, dtype.name} == {"uint16", "bfloat16"}
