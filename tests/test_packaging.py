@@ -114,7 +114,7 @@ def test_source_distribution(root, tmp_path):
     maturin = shutil.which("maturin", path=str(Path(sys.executable).parent)) or shutil.which("maturin")
     if maturin is None:
         pytest.skip("maturin is not installed: pip install '.[dev]'")
-    subprocess.run([maturin, "sdist", "-q", "-o", str(tmp_path)], cwd=root, check=True, timeout=300)
+    subprocess.run([maturin, "sdist", "-o", str(tmp_path)], cwd=root, check=True, timeout=300)
     (archive,) = tmp_path.glob("*.tar.gz")
     assert archive.stat().st_size <= 10e6
     with tarfile.open(archive) as tar:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,19 +13,14 @@ import numpy as np
 from subbyte import arrays
 from subbyte.arrays import Array
 from subbyte.codec import get_codec
-from subbyte.errors import CorruptError, Error, IoError, UnsupportedError
+from subbyte.errors import Error, FormatError, IoError, UnsupportedError
 from subbyte.ggml import PLANE
+from subbyte.io.gguf import GgufFile
+from subbyte.io.safetensors import SafetensorsFile
+from subbyte.io.source import load_json
 
-#: The element types of safetensors that are ggml types too: decoded by their codecs.
-_SAFETENSORS_CODECS = {"F64": "gguf.f64", "F32": "gguf.f32", "F16": "gguf.f16", "BF16": "gguf.bf16"}
-#: Every other element type that holds one value per element, by the name the file uses.
-_PLAIN = {
-    "BOOL": "bool",
-    **{f"{sign}{bits}": f"{'u' if sign == 'U' else ''}int{bits}" for sign in "IU" for bits in (8, 16, 32, 64)},
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu",
-}
+#: Element types of safetensors that are ggml types as well, with their bytes: their codecs decode them.
+_SAFETENSORS_CODECS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +32,7 @@ class Weight:
         shape: its dense shape, in NumPy order.
         format: the codec id (``gguf.q4_k``), or the element type of a plain tensor in lower case (``bf16``, ``i64``).
         nbytes: the bytes that it takes in the file.
-        file: the file or folder that was opened.
+        file: the file that holds it.
     """
 
     name: str
@@ -46,55 +40,47 @@ class Weight:
     format: str
     nbytes: int
     file: str
-    _type: str = field(repr=False)
-    _read: Callable[[], Array] = field(repr=False)
+    _codec: str | None = field(repr=False)
+    _read: Callable[[], Array] = field(repr=False)  # blocks for the codec, or without one the elements
 
     def decode(self, dtype: Any = "float32", rows: slice = slice(None), out: Array | None = None) -> Array:
         """The dense values: the same as ``decode()[rows]``.
 
         Args:
-            dtype: float32, float16, bfloat16 or float64. Plain float16 and bfloat16 are widened exactly; 16-bit results
-                are rounded once from float32, integers once from their value.
+            dtype: float32, float16, bfloat16 or float64. 16-bit results are rounded once from float32; integers and
+                float64 elements are rounded to it first.
             rows: range of the first axis; only its bytes are read.
             out: array to write into, C-contiguous, of the shape and ``dtype`` of the result.
 
         Raises:
             ArgumentError: ``dtype``, ``rows`` or ``out`` does not fit.
-            UnsupportedError: the element type cannot be decoded (Q8_1; float8 without `ml_dtypes`).
+            UnsupportedError: the element type cannot be decoded (Q8_1, complex; float8 without `ml_dtypes`).
         """
         try:
-            codec = self.format if self.format.startswith("gguf.") else _SAFETENSORS_CODECS.get(self._type)
-            if self._type in _PLAIN:
-                return self._decode_plain(arrays.dtype_name(dtype), rows, out)
-            if codec is None:
-                raise UnsupportedError(f"tensors of element type {self._type} cannot be decoded yet")
-            if self.shape:
-                return get_codec(codec).decode({PLANE: self._read()}, out=out, rows=rows, dtype=dtype)
-            scalar = get_codec(codec).decode({PLANE: self._read().reshape(1, -1)}, dtype=dtype)
-            return _deliver(scalar.reshape(()), (), scalar.dtype, out)
+            if self._codec is None:
+                return self._convert(arrays.dtype_name(dtype), rows, out)
+            return get_codec(self._codec).decode({PLANE: self._read()}, out=out, rows=rows, dtype=dtype)
         except Error as e:
             e.file, e.tensor = e.file or self.file, e.tensor or self.name
             raise
 
-    def _decode_plain(self, name: str, rows: slice, out: Array | None) -> Array:
-        stored = _PLAIN[self._type]
-        element = arrays.small_float(stored) if stored.startswith("float") else np.dtype(stored).newbyteorder("<")
-        if element is None:
-            raise UnsupportedError(f"{self._type} needs the package ml_dtypes: pip install ml_dtypes")
-        values = self._read().reshape(-1).view(element).reshape(self.shape)
+    def _convert(self, name: str, rows: slice, out: Array | None) -> Array:
+        values = self._read()
+        if self.format.startswith("f8") and values.dtype == np.uint8:
+            raise UnsupportedError(f"{self.format} elements need the package ml_dtypes: pip install ml_dtypes")
+        if values.dtype.kind == "c":
+            raise UnsupportedError(f"{self.format} elements are complex numbers: read them with subbyte.io")
+        if self.format == "bf16" and values.dtype == np.uint16:
+            values = arrays.Floats(values, "bfloat16").to_float32()
         if rows != slice(None):
             values = values[rows]
         wanted = arrays.result_dtype(name)
-        if name == "bfloat16" and wanted == np.uint16:
-            bits = get_codec("gguf.bf16").encode(values.astype(np.float32))[PLANE]
-            return _deliver(bits.view(np.uint16), values.shape, wanted, out)
-        return _deliver(values, values.shape, wanted, out)
-
-
-def _deliver(values: Array, shape: tuple[int, ...], dtype: np.dtype[Any], out: Array | None) -> Array:
-    result = arrays.destination(out, shape, dtype)
-    result[...] = values.astype(dtype, copy=False)
-    return result
+        result = arrays.destination(out, values.shape, wanted)
+        if wanted.itemsize == 2:
+            plane = arrays.as_bytes(values.astype(np.float32, order="C"))
+            values = get_codec("gguf.f32").decode({PLANE: plane}, dtype=name).reshape(values.shape)
+        result.view(wanted)[...] = values
+        return result
 
 
 class Checkpoint(Mapping[str, Weight]):
@@ -106,7 +92,9 @@ class Checkpoint(Mapping[str, Weight]):
         config: config.json of a folder as a dictionary; empty where there is none.
     """
 
-    def __init__(self, path: Path, source: Any, weights: Mapping[str, Weight], config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, source: GgufFile | SafetensorsFile, weights: Mapping[str, Weight], config: Mapping[str, Any]
+    ) -> None:
         self.path = path
         self.source = source
         self.config = dict(config)
@@ -122,23 +110,19 @@ class Checkpoint(Mapping[str, Weight]):
 
     @classmethod
     def _open_gguf(cls, path: Path) -> Checkpoint:
-        from subbyte.io.gguf import GgufFile
-
         source = GgufFile(path)
 
         def weight(name: str) -> Weight:
             tensor = source[name]
             codec = f"gguf.{tensor.type.lower()}"
-            return Weight(
-                name, tuple(tensor.shape), codec, tensor.nbytes, str(path), tensor.type, lambda: source.raw(name)
-            )
+            if tensor.type in ("I8", "I16", "I32", "I64"):
+                return Weight(name, tensor.shape, codec, tensor.nbytes, tensor.path, None, lambda: source.array(name))
+            return Weight(name, tensor.shape, codec, tensor.nbytes, tensor.path, codec, lambda: source.raw(name))
 
         return cls(path, source, {name: weight(name) for name in source}, {})
 
     @classmethod
     def _open_safetensors(cls, path: Path) -> Checkpoint:
-        from subbyte.io.safetensors import SafetensorsFile
-
         config = _read_config(path / "config.json") if path.is_dir() else {}
         quantization = config.get("quantization_config")
         if quantization:
@@ -148,14 +132,18 @@ class Checkpoint(Mapping[str, Weight]):
 
         def weight(name: str) -> Weight:
             tensor = source[name]
+            kind = tensor.dtype.lower()
+            if tensor.dtype not in _SAFETENSORS_CODECS or not tensor.shape:
+                return Weight(name, tensor.shape, kind, tensor.nbytes, tensor.path, None, lambda: source.array(name))
+            rows = (*tensor.shape[:-1], tensor.shape[-1] * _SAFETENSORS_CODECS[tensor.dtype])
             return Weight(
                 name,
-                tuple(tensor.shape),
-                tensor.dtype.lower(),
+                tensor.shape,
+                kind,
                 tensor.nbytes,
-                str(path),
-                tensor.dtype,
-                lambda: source.raw(name),
+                tensor.path,
+                f"gguf.{kind}",
+                lambda: source.raw(name).reshape(rows),
             )
 
         return cls(path, source, {name: weight(name) for name in source}, config)
@@ -185,13 +173,9 @@ def _is_gguf(path: Path) -> bool:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
+        config = load_json(path)
     except FileNotFoundError:
         return {}
-    except OSError as e:
-        raise IoError.from_errno(e.errno, e.strerror or str(e), str(path)) from e
-    except (ValueError, RecursionError) as e:
-        raise CorruptError(f"not valid JSON: {e}", file=path) from e
     if not isinstance(config, dict):
-        raise CorruptError(f"holds a JSON {type(config).__name__}: expected an object", file=path)
+        raise FormatError(f"expected a JSON object, found {type(config).__name__}", file=path)
     return config
