@@ -11,12 +11,13 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from subbyte.arrays import Array
 from subbyte.errors import ArgumentError, PluginError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "subbyte.codecs"
 
@@ -149,6 +150,8 @@ def _builtin() -> Mapping[str, Codec]:
 
 
 def _plugins() -> dict[str, list[EntryPoint]]:
+    from importlib.metadata import entry_points  # slow to import, and rarely needed
+
     found: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.name in _builtin():
@@ -166,6 +169,8 @@ def _distribution(entry: EntryPoint) -> str:
 def _load_plugin(id: str) -> Codec:
     entries = _plugins().get(id, [])
     if not entries:
+        from difflib import get_close_matches
+
         near = get_close_matches(id, codec_ids(), n=3)
         hint = f": did you mean {' or '.join(near)}?" if near else ": subbyte.codec_ids() lists what there is"
         raise ArgumentError(f"no codec has the id '{id}'{hint}")
