@@ -159,6 +159,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
             t.into_iter().fold(u32::MAX, u32::min)
         }
     }
+    /// Asks for the cache line of `p`, which may be any address.
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        let _ = p;
+    }
+    /// Lane `i` becomes the largest lane of `v[i]`; no lane is NaN, the sign of a zero is not specified.
+    #[inline(always)]
+    unsafe fn across_max(mut v: [Self::F; LANES]) -> Self::F {
+        unsafe {
+            Self::transpose(&mut v);
+            let mut m = v[0];
+            for v in &v[1..] {
+                m = Self::max(m, *v);
+            }
+            m
+        }
+    }
 
     // --- derived; the same at every level ---
     #[inline(always)]

@@ -34,7 +34,7 @@ fn unpack(b: &[u8], at: usize) -> [u8; 32] {
     std::array::from_fn(|i| {
         let byte = b[at + 4 + i % 16];
         let nibble = if i < 16 { byte & 15 } else { byte >> 4 };
-        nibble | ((high >> i) & 1) as u8 * 16
+        nibble | (((high >> i) & 1) << 4) as u8
     })
 }
 

@@ -23,19 +23,13 @@ pub struct Mxfp4;
 
 /// `floor(log2f(x))` of a positive finite x, where `log2f` is the correctly rounded logarithm.
 ///
-/// That is the binary exponent of x, except just below a power of two, where the logarithm rounds up to the integer k: for
-/// x = 2^k·(1 - n/2^24) it does so while n ≤ 2^j·ln 2, 2^j being the binade of log2(x) just below k.
+/// That is the binary exponent of x, except just below a power of two 2^k, where the logarithm rounds up to k: for
+/// x = 2^k·(1 - n/2^24) it does so while n ≤ 2^j·ln 2, where 2^j is the power of two at or below the distance of k from
+/// the nearer end of [0, 1], which sets the precision of the logarithm.
 pub(crate) fn floor_log2f(x: f32) -> i32 {
     let (bits, shift) = if x < f32::MIN_POSITIVE { ((x * 16_777_216.0).to_bits(), 24) } else { (x.to_bits(), 0) };
     let k = (bits >> 23) as i32 - 126 - shift;
-    let below = (1 << 24) - (bits & 0x007F_FFFF | 0x0080_0000);
-    if below <= log2_rounds_up(k) { k } else { k - 1 }
-}
-
-/// How many steps of 2^(k-24) below 2^k the rounded logarithm is still k.
-const fn log2_rounds_up(k: i32) -> u32 {
-    let distance = if k > 0 { k - 1 } else { -k } as u32;
-    match distance {
+    let steps_up = match (k - 1).max(-k) {
         0..2 => 0,
         2..4 => 1,
         4..8 => 2,
@@ -44,7 +38,8 @@ const fn log2_rounds_up(k: i32) -> u32 {
         32..64 => 22,
         64..128 => 44,
         _ => 88,
-    }
+    };
+    ((bits + steps_up) >> 23) as i32 - 127 - shift
 }
 
 /// The scale byte of a block.

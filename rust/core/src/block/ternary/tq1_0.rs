@@ -52,7 +52,7 @@ impl BlockFormat for Tq1_0 {
                 for m in 0..bytes {
                     let digits = (0..5).map(|n| if n < trits { trit(x[element + bytes * n + m], id) } else { 0 });
                     let v = digits.fold(0u8, |v, digit| v.wrapping_mul(3).wrapping_add(digit));
-                    b[byte + m] = ((u16::from(v) * 256 + 242) / 243) as u8;
+                    b[byte + m] = (u16::from(v) * 256).div_ceil(243) as u8;
                 }
             }
             put_f16(b, 52, d);

@@ -66,6 +66,25 @@ unsafe fn mask8(bits: u32) -> __m256 {
     }
 }
 
+/// The largest of the 16 lanes of each of eight vectors.
+#[inline(always)]
+unsafe fn across_max8(v: &[F]) -> __m256 {
+    unsafe {
+        let mut t = [v[0][0]; 4];
+        for i in 0..4 {
+            let (a, b) = (_mm256_max_ps(v[2 * i][0], v[2 * i][1]), _mm256_max_ps(v[2 * i + 1][0], v[2 * i + 1][1]));
+            t[i] = _mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        }
+        let mut u = [t[0]; 2];
+        for i in 0..2 {
+            let (a, b) = (_mm256_castps_pd(t[2 * i]), _mm256_castps_pd(t[2 * i + 1]));
+            let (lo, hi) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+            u[i] = _mm256_max_ps(_mm256_castpd_ps(lo), _mm256_castpd_ps(hi));
+        }
+        _mm256_max_ps(_mm256_permute2f128_ps::<0x20>(u[0], u[1]), _mm256_permute2f128_ps::<0x31>(u[0], u[1]))
+    }
+}
+
 /// Transposes the 8×8 matrix in eight registers.
 #[inline(always)]
 unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
@@ -128,6 +147,12 @@ impl Simd for Avx2 {
                 r[8 + i] = [q[1][i], q[3][i]];
             }
         }
+    }
+
+    #[inline(always)] unsafe fn prefetch(p: *const u8) { unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) } }
+    #[inline(always)]
+    unsafe fn across_max(v: [F; LANES]) -> F {
+        unsafe { [across_max8(&v[..8]), across_max8(&v[8..])] }
     }
 
     #[inline(always)] unsafe fn m_and(a: M, b: M) -> M { each!(_mm256_and_ps, a, b) }

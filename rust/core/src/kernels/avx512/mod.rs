@@ -7,6 +7,16 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub struct Avx512;
 
+/// Neighbouring 128-bit parts of `a` and `b`, the larger of each pair of lanes.
+#[inline(always)]
+unsafe fn max_of_parts(a: __m512, b: __m512) -> __m512 {
+    unsafe {
+        let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+        let odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+        _mm512_max_ps(even, odd)
+    }
+}
+
 #[rustfmt::skip]
 impl Simd for Avx512 {
     type F = __m512;
@@ -62,6 +72,26 @@ impl Simd for Avx512 {
                 r[8 + k] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab0, cd0);
                 r[12 + k] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab1, cd1);
             }
+        }
+    }
+
+    #[inline(always)] unsafe fn prefetch(p: *const u8) { unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) } }
+    #[inline(always)]
+    unsafe fn across_max(v: [__m512; LANES]) -> __m512 {
+        unsafe {
+            // Halving the vectors per step: pairs of lanes, pairs of pairs, then the 128-bit parts.
+            let mut t = [v[0]; 8];
+            for i in 0..8 {
+                let (a, b) = (v[2 * i], v[2 * i + 1]);
+                t[i] = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            }
+            let mut u = [v[0]; 4];
+            for i in 0..4 {
+                let (a, b) = (_mm512_castps_pd(t[2 * i]), _mm512_castps_pd(t[2 * i + 1]));
+                let (lo, hi) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+                u[i] = _mm512_max_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
+            }
+            max_of_parts(max_of_parts(u[0], u[1]), max_of_parts(u[2], u[3]))
         }
     }
 

@@ -29,19 +29,6 @@ pub unsafe fn encode<S: Simd, B: Encode16>(rows: Rows<'_>, dst: &mut [u8]) {
     }
 }
 
-/// Lane `i` becomes the largest lane of `v[i]`, by [`Simd::max`].
-#[inline(always)]
-unsafe fn across_max<S: Simd>(mut v: [S::F; LANES]) -> S::F {
-    unsafe {
-        S::transpose(&mut v);
-        let mut m = v[0];
-        for v in &v[1..] {
-            m = S::max(m, *v);
-        }
-        m
-    }
-}
-
 /// The largest magnitude of each of 16 consecutive blocks of `N` (a multiple of 16) elements, none of them NaN.
 #[inline(always)]
 pub unsafe fn abs_max<S: Simd, const N: usize>(x: *const f32) -> S::F {
@@ -53,7 +40,7 @@ pub unsafe fn abs_max<S: Simd, const N: usize>(x: *const f32) -> S::F {
                 *part = S::max(S::abs(S::load(x.add(at))), *part);
             }
         }
-        across_max::<S>(part)
+        S::across_max(part)
     }
 }
 
@@ -69,7 +56,7 @@ pub unsafe fn min_max<S: Simd>(x: *const f32) -> (S::F, S::F) {
             low[block] = S::neg(S::min(a, b));
             high[block] = S::max(a, b);
         }
-        (S::neg(across_max::<S>(low)), across_max::<S>(high))
+        (S::neg(S::across_max(low)), S::across_max(high))
     }
 }
 

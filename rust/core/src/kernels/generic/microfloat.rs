@@ -81,14 +81,27 @@ impl Plain for PlainF64 {
     }
 }
 
+/// Bytes of source fetched at a time when the destination bypasses the caches: alternating less often between reading
+/// and writing gains the memory a few percent where both count, that is for 16-bit elements.
+const BURST: usize = 2048;
+
 /// Decodes elements of a plain type.
 #[inline(always)]
 pub unsafe fn decode_plain<S: Simd, P: Plain, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
     let whole = dst.len() / LANES * LANES;
     let (p, y) = (src.as_ptr(), dst.as_mut_ptr());
     unsafe {
-        for i in (0..whole).step_by(LANES) {
-            S::put::<STREAM>(y.add(i), P::load::<S>(p.add(i * P::BYTES)));
+        let mut i = 0usize;
+        while i < whole {
+            let at = i.wrapping_mul(P::BYTES);
+            if STREAM && P::BYTES == 2 && at % BURST == 0 {
+                let next = p.wrapping_add(at.wrapping_add(BURST));
+                for line in (0..BURST).step_by(64) {
+                    S::prefetch(next.wrapping_add(line));
+                }
+            }
+            S::put::<STREAM>(y.add(i), P::load::<S>(p.add(at)));
+            i = i.wrapping_add(LANES);
         }
         for i in whole..dst.len() {
             *y.add(i) = P::load_one(p.add(i * P::BYTES));
@@ -188,6 +201,20 @@ unsafe fn nearest<S: Simd>(t: S::F) -> S::I {
     }
 }
 
+/// [`mxfp4::exponent`] of normal numbers.
+#[inline(always)]
+unsafe fn exponent<S: Simd>(amax: S::F) -> S::I {
+    unsafe {
+        let bits = S::bits(amax);
+        let k = S::isub(S::ishr::<23>(bits), S::isplat(126));
+        let distance = S::imax(S::isub(k, S::isplat(1)), S::isub(S::isplat(0), k));
+        // The power of two at or below the distance; 0 for 0.
+        let binade = S::iand(S::bits(S::to_f(distance)), S::isplat(0xFF << 23));
+        let up = S::trunc(S::mul(S::from_bits(binade), S::splat(std::f32::consts::LN_2)));
+        S::isub(S::ishr::<23>(S::iadd(bits, up)), S::isplat(2))
+    }
+}
+
 impl Encode16 for Mxfp4 {
     /// Scales are powers of two: `x/d` is exact, and so are the differences that decide (`x/d` lies between half and
     /// twice the levels around it). Blocks at the ends of the range, where this breaks down, are left to the scalar code.
@@ -198,17 +225,20 @@ impl Encode16 for Mxfp4 {
             let zero = S::splat(0.0);
             let usual = S::m_and(S::gt(amax, S::splat(2f32.powi(-120))), S::lt(amax, S::splat(2f32.powi(126))));
             let usual = S::m_bits(S::m_or(usual, S::eq(amax, zero)));
-            let top = lanes::<S>(amax);
+            let e = S::iselect(S::eq(amax, zero), S::isplat(0), exponent::<S>(amax));
+            // 2^(128-e), or 0 for a zero block.
+            let id = S::ishl::<23>(S::isub(S::isplat(255), e));
+            let id = lanes::<S>(S::select(S::eq(amax, zero), zero, S::from_bits(id)));
+            let mut scales = [0u8; LANES];
+            S::store_u8(scales.as_mut_ptr(), e);
             for block in 0..LANES {
                 let (x, p) = (x.add(32 * block), dst.add(17 * block));
                 if (usual >> block) & 1 == 0 {
                     mxfp4::encode_block(&*x.cast::<[f32; 32]>(), std::slice::from_raw_parts_mut(p, 17));
                     continue;
                 }
-                let e = mxfp4::exponent(top[block]);
-                *p = e;
-                // 2^(128-e), or 0 for a zero block.
-                let id = S::splat(f32::from_bits(if e == 0 { 0 } else { (255 - u32::from(e)) << 23 }));
+                *p = scales[block];
+                let id = S::splat(id[block]);
                 let a = nearest::<S>(S::mul(S::load(x), id));
                 let b = nearest::<S>(S::mul(S::load(x.add(16)), id));
                 S::store_u8(p.add(1), S::ior(a, S::ishl::<4>(b)));

@@ -225,10 +225,9 @@ impl Encode16 for Q2_0 {
     unsafe fn encode16<S: Simd>(x: *const f32, dst: *mut u8) {
         unsafe {
             let (_, half, id) = scales::<S, 64>(x, 1.0);
-            let inverses = lanes::<S>(id);
             let mut codes = [0u8; 64 * LANES];
-            for block in 0..LANES {
-                let id = S::splat(inverses[block]);
+            for (block, id) in lanes::<S>(id).iter().enumerate() {
+                let id = S::splat(*id);
                 for at in (0..64).step_by(16) {
                     let q = S::iadd(S::rha(S::mul(S::load(x.add(64 * block + at)), id)), S::isplat(1));
                     let q = S::imin(S::imax(q, S::isplat(0)), S::isplat(3));
@@ -236,11 +235,11 @@ impl Encode16 for Q2_0 {
                 }
             }
             // Four codes in the bytes of a word become one byte.
-            for block in 0..LANES {
+            for (block, d) in half.iter().enumerate() {
                 let p = dst.add(18 * block);
                 let q = S::iload(codes.as_ptr().add(64 * block).cast());
                 let q = S::ior(q, S::ishr::<6>(q));
-                p.cast::<u16>().write_unaligned(half[block]);
+                p.cast::<u16>().write_unaligned(*d);
                 S::store_u8(p.add(2), S::ior(q, S::ishr::<12>(q)));
             }
         }
