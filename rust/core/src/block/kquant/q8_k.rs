@@ -60,4 +60,9 @@ impl BlockFormat for Q8K {
     unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
         unsafe { generic::kquant_decode::decode_q8_k::<S, STREAM>(src, dst) }
     }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::kquant_encode::encode_q8_k::<S>(rows, dst) }
+    }
 }

@@ -36,6 +36,13 @@ impl<const SUBS: usize> Requantize<SUBS> {
         }
     }
 
+    /// The codes of the search for the 16 elements from `i` of the block in `lane`.
+    #[cold]
+    #[inline(never)]
+    fn kept(&self, i: usize, lane: usize) -> [i32; LANES] {
+        std::array::from_fn(|k| i32::from(self.codes[i + k][lane]))
+    }
+
     /// Codes of the 16 elements from `i` of the block in `lane`: `lo..=hi` shifted to start at 0.
     #[inline(always)]
     unsafe fn codes<S: Simd>(&self, x: *const f32, i: usize, lane: usize, lo: i32, hi: i32) -> S::I {
@@ -43,11 +50,7 @@ impl<const SUBS: usize> Requantize<SUBS> {
             let j = i / (256 / SUBS);
             let dl = self.dl[j][lane];
             if dl == 0.0 {
-                let mut kept = [0i32; LANES];
-                for (k, codes) in kept.iter_mut().zip(&self.codes[i..]) {
-                    *k = i32::from(codes[lane]);
-                }
-                return S::iload(kept.as_ptr());
+                return S::iload(self.kept(i, lane).as_ptr());
             }
             let x = S::load(x.add(i));
             // Symmetric types divide x itself; adding +0 changes nothing but the sign of a zero.
@@ -274,6 +277,9 @@ unsafe fn round_signed<S: Simd>(scales: &[S::F; 16], top: i32) -> (S::F, S::F, [
     }
 }
 
+/// Sub-blocks of Q3_K searched side by side.
+const CHAINS: usize = 4;
+
 /// The scales of Q3_K: super-scale and codes in 0..64; and the codes of the searches.
 #[inline(always)]
 unsafe fn search_q3_k<S: Simd>(
@@ -303,10 +309,10 @@ unsafe fn search_q3_k<S: Simd>(
             }
             return (found.scale, rounded);
         }
-        for (j, x) in x.as_chunks::<4>().0.iter().enumerate() {
-            let mut l = [[S::isplat(0); 16]; 4];
-            scales[4 * j..4 * j + 4].copy_from_slice(&search::q3::<S, 16, 4>(4, x, &mut l));
-            for (l, codes) in l.as_flattened().iter().zip(&mut codes[64 * j..]) {
+        for (j, x) in x.as_chunks::<CHAINS>().0.iter().enumerate() {
+            let mut l = [[S::isplat(0); 16]; CHAINS];
+            scales[CHAINS * j..CHAINS * j + CHAINS].copy_from_slice(&search::q3::<S, 16, CHAINS>(4, x, &mut l));
+            for (l, codes) in l.as_flattened().iter().zip(&mut codes[16 * CHAINS * j..]) {
                 S::store_u8(codes.as_mut_ptr(), *l);
             }
         }
@@ -537,5 +543,59 @@ pub unsafe fn encode_q6_k<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
                 b.add(208).cast::<u16>().write_unaligned(bits[lane].to_le());
             }
         }
+    }
+}
+
+/// Encodes rows as Q8_K.
+#[inline(always)]
+pub unsafe fn encode_q8_k<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+    for (x, b) in rows.x.as_chunks::<256>().0.iter().zip(dst.as_chunks_mut::<292>().0) {
+        unsafe {
+            let mut v = [S::splat(0.0); LANES];
+            for (v, x) in v.iter_mut().zip(x.as_chunks::<LANES>().0) {
+                *v = S::load(x.as_ptr());
+            }
+            let max = first_max_of_block::<S>(x, &v);
+            if max == 0.0 {
+                b.fill(0);
+                continue;
+            }
+            let isc = -127.0 / max;
+            b[..4].copy_from_slice(&(1.0 / isc).to_le_bytes());
+            for (j, v) in v.iter_mut().enumerate() {
+                let l = S::imin(S::nint(S::mul(S::splat(isc), *v)), S::isplat(127));
+                S::store_u8(b.as_mut_ptr().add(4 + 16 * j), l);
+                // Only the low 8 bits are stored and summed.
+                let l = S::isub(S::ixor(S::iand(l, S::isplat(255)), S::isplat(128)), S::isplat(128));
+                *v = S::from_bits(l);
+            }
+            S::transpose(&mut v);
+            let mut sums = S::isplat(0);
+            for v in v {
+                sums = S::iadd(sums, S::bits(v));
+            }
+            S::store_u16(b.as_mut_ptr().add(260).cast(), sums);
+        }
+    }
+}
+
+/// The first of the elements with the largest magnitude; `v` holds them as vectors.
+#[inline(always)]
+unsafe fn first_max_of_block<S: Simd>(x: &[f32; 256], v: &[S::F; LANES]) -> f32 {
+    unsafe {
+        let mut largest = S::splat(0.0);
+        for v in v {
+            largest = S::max(S::abs(*v), largest);
+        }
+        let mut lanes = [0f32; LANES];
+        S::store(lanes.as_mut_ptr(), largest);
+        let amax = lanes.iter().fold(0f32, |m, x| m.max(*x));
+        for (i, v) in v.iter().enumerate() {
+            let equal = S::m_bits(S::eq(S::abs(*v), S::splat(amax)));
+            if equal != 0 {
+                return x[16 * i + equal.trailing_zeros() as usize];
+            }
+        }
+        0.0
     }
 }
