@@ -81,14 +81,14 @@ const fn above(bucket: usize) -> usize {
 impl<S: Simd> Nearest<S> {
     #[inline(always)]
     unsafe fn new() -> Self {
-        let table = |f: fn(usize) -> f32| {
-            let t: [f32; 16] = std::array::from_fn(f);
-            unsafe { S::load(t.as_ptr()) }
-        };
-        Self {
-            middle: table(|b| BUCKETS[b].0),
-            below: table(|b| f32::from(KNL[BUCKETS[b].1])),
-            above: table(|b| f32::from(KNL[above(b)])),
+        let (mut middle, mut below, mut high) = ([0f32; 16], [0f32; 16], [0f32; 16]);
+        for b in 0..16 {
+            middle[b] = BUCKETS[b].0;
+            below[b] = f32::from(KNL[BUCKETS[b].1]);
+            high[b] = f32::from(KNL[above(b)]);
+        }
+        unsafe {
+            Self { middle: S::load(middle.as_ptr()), below: S::load(below.as_ptr()), above: S::load(high.as_ptr()) }
         }
     }
 
@@ -186,13 +186,13 @@ impl<S: Simd> Nearest<S> {
             let id = S::select(nonzero, S::div(S::splat(1.0), scale), S::splat(0.0));
             let mut words = [[0u32; LANES]; 4];
             for (k, word) in words.iter_mut().enumerate() {
-                let byte = |j: usize| {
-                    let (low, high) = (x[j], x[j + 16]);
-                    S::ior(self.index(S::mul(low, id)), S::ishl::<4>(self.index(S::mul(high, id))))
-                };
-                let low = S::ior(byte(4 * k), S::ishl::<8>(byte(4 * k + 1)));
-                let high = S::ior(byte(4 * k + 2), S::ishl::<8>(byte(4 * k + 3)));
-                S::istore(word.as_mut_ptr().cast(), S::ior(low, S::ishl::<16>(high)));
+                let mut packed = S::isplat(0);
+                for i in (0..4).rev() {
+                    let (low, high) = (S::mul(x[4 * k + i], id), S::mul(x[4 * k + i + 16], id));
+                    let byte = S::ior(self.index(low), S::ishl::<4>(self.index(high)));
+                    packed = S::ior(S::ishl::<8>(packed), byte);
+                }
+                S::istore(word.as_mut_ptr().cast(), packed);
             }
             words
         }
