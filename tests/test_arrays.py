@@ -6,6 +6,7 @@ import array as stdlib_array
 import ctypes
 import gc
 import weakref
+from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -59,6 +60,8 @@ new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 class Producer:
     """A foreign tensor over the memory of a NumPy array, as a torch CPU tensor would offer it."""
 
+    exported: ClassVar[list[object]] = []  # structures have to live until their deleter was called
+
     def __init__(self, memory, code, bits, *, device=CPU, version=None, read_only=False, lanes=1, strides=True, **more):
         self.memory, self.code, self.bits, self.lanes = memory, code, bits, lanes
         self.device, self.version, self.read_only, self.strides = device, version, read_only, strides
@@ -73,19 +76,21 @@ class Producer:
             raise TypeError("__dlpack__() got an unexpected keyword argument 'max_version'")
         dims = len(self.shape)
         item = self.memory.itemsize
-        self.arrays = (
+        dims_and_strides = (
             (ctypes.c_int64 * dims)(*self.shape),
             (ctypes.c_int64 * dims)(*(s // item for s in self.memory.strides)) if self.strides else None,
         )
         data = self.memory.__array_interface__["data"][0] - self.offset
-        tensor = DlTensor(data, self.device, 0, dims, self.code, self.bits, self.lanes, *self.arrays, self.offset)
-        self.callback = DELETER(self.delete)
+        tensor = DlTensor(data, self.device, 0, dims, self.code, self.bits, self.lanes, *dims_and_strides, self.offset)
+        callback = DELETER(self.delete)
         if self.version is None:
-            self.managed = Managed(tensor, None, self.callback)
-            return new_capsule(ctypes.addressof(self.managed), b"dltensor", None)
-        major, minor = self.version
-        self.managed = ManagedVersioned(major, minor, None, self.callback, int(self.read_only), tensor)
-        return new_capsule(ctypes.addressof(self.managed), b"dltensor_versioned", None)
+            name, managed = b"dltensor", Managed(tensor, None, callback)
+        else:
+            major, minor = self.version
+            flags = int(self.read_only)
+            name, managed = b"dltensor_versioned", ManagedVersioned(major, minor, None, callback, flags, tensor)
+        self.exported.append((self, dims_and_strides, callback, managed))
+        return new_capsule(ctypes.addressof(managed), name, None)
 
     def delete(self, _):
         self.deleted += 1

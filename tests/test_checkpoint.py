@@ -85,6 +85,11 @@ def test_folder_and_file(folder):
     assert subbyte.open(str(folder)).config == {}
     with pytest.raises(KeyError):
         checkpoint["missing"]
+    with subbyte.open(folder) as opened:
+        kept = opened["f32"].decode()
+    assert same(kept, DENSE["f32"])
+    with pytest.raises(ValueError, match="closed"):
+        opened["f32"].decode()
 
 
 def test_gguf(gguf):

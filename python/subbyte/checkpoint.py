@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -147,6 +147,16 @@ class Checkpoint(Mapping[str, Weight]):
             )
 
         return cls(path, source, {name: weight(name) for name in source}, config)
+
+    def close(self) -> None:
+        """Lets go of the files; arrays handed out stay valid."""
+        self.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __getitem__(self, name: str) -> Weight:
         return self._weights[name]
