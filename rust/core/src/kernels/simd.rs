@@ -24,6 +24,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// 16 × bool.
     type M: Copy;
+    /// Bound of the relative error of [`Simd::div_approx`].
+    const DIV_APPROX_ERROR: f32 = 0.0;
     /// Whether [`Simd::lookup`] is one instruction, cheaper than a few arithmetic ones.
     const FAST_LOOKUP: bool = false;
 
@@ -37,6 +39,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b` with a relative error up to `DIV_APPROX_ERROR` for 2^-126 ≤ b < 2^126; for subnormal `b` as well, or not
+    /// finite.
+    #[inline(always)]
+    unsafe fn div_approx(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { Self::div(a, b) }
+    }
     unsafe fn sqrt(a: Self::F) -> Self::F;
     /// `a > b ? a : b` (b when either is NaN).
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;

@@ -117,6 +117,7 @@ impl Simd for Avx2 {
     type F = F;
     type I = I;
     type M = M;
+    const DIV_APPROX_ERROR: f32 = 1.0 / 2048.0;
 
     #[inline(always)] unsafe fn splat(x: f32) -> F { unsafe { [_mm256_set1_ps(x); 2] } }
     #[inline(always)] unsafe fn load(p: *const f32) -> F { unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] } }
@@ -126,6 +127,7 @@ impl Simd for Avx2 {
     #[inline(always)] unsafe fn sub(a: F, b: F) -> F { each!(_mm256_sub_ps, a, b) }
     #[inline(always)] unsafe fn mul(a: F, b: F) -> F { each!(_mm256_mul_ps, a, b) }
     #[inline(always)] unsafe fn div(a: F, b: F) -> F { each!(_mm256_div_ps, a, b) }
+    #[inline(always)] unsafe fn div_approx(a: F, b: F) -> F { let r = each!(_mm256_rcp_ps, b); each!(_mm256_mul_ps, a, r) }
     #[inline(always)] unsafe fn sqrt(a: F) -> F { each!(_mm256_sqrt_ps, a) }
     #[inline(always)] unsafe fn max(a: F, b: F) -> F { each!(_mm256_max_ps, a, b) }
     #[inline(always)] unsafe fn min(a: F, b: F) -> F { each!(_mm256_min_ps, a, b) }

@@ -277,9 +277,6 @@ unsafe fn round_signed<S: Simd>(scales: &[S::F; 16], top: i32) -> (S::F, S::F, [
     }
 }
 
-/// Sub-blocks of Q3_K searched side by side.
-const CHAINS: usize = 4;
-
 /// The scales of Q3_K: super-scale and codes in 0..64; and the codes of the searches.
 #[inline(always)]
 unsafe fn search_q3_k<S: Simd>(
@@ -309,10 +306,10 @@ unsafe fn search_q3_k<S: Simd>(
             }
             return (found.scale, rounded);
         }
-        for (j, x) in x.as_chunks::<CHAINS>().0.iter().enumerate() {
-            let mut l = [[S::isplat(0); 16]; CHAINS];
-            scales[CHAINS * j..CHAINS * j + CHAINS].copy_from_slice(&search::q3::<S, 16, CHAINS>(4, x, &mut l));
-            for (l, codes) in l.as_flattened().iter().zip(&mut codes[16 * CHAINS * j..]) {
+        for (j, x) in x.iter().enumerate() {
+            let (scale, l) = search::q3::<S, 16>(4, x);
+            scales[j] = scale;
+            for (l, codes) in l.iter().zip(&mut codes[16 * j..]) {
                 S::store_u8(codes.as_mut_ptr(), *l);
             }
         }

@@ -191,68 +191,86 @@ pub unsafe fn qx<S: Simd, const N: usize>(n: i32, x: &[S::F; N], w: &[S::F; N]) 
     }
 }
 
-/// H2 for `K` batches at once (their dependency chains overlap). `l` receives the codes in `0..2n`; returns the scales.
+/// Added and subtracted, it rounds magnitudes below 2^22 to whole numbers.
+const ROUND: f32 = 12_582_912.0;
+
+/// Largest magnitude for which the sums of [`q3`] stay below 2^126, where [`Simd::div_approx`] is good.
+const Q3_TAME: f32 = (1u64 << 36) as f32;
+
+/// H2: symmetric search by coordinate descent. Returns the scale and the codes in `0..2n`.
+///
+/// The quotient that gives a new code is estimated, and divided out only where the estimate is too near to the middle
+/// between two codes. Most elements keep their code: nothing more is done when all lanes do.
 #[inline(always)]
-pub unsafe fn q3<S: Simd, const N: usize, const K: usize>(
-    n: i32,
-    x: &[[S::F; N]; K],
-    l: &mut [[S::I; N]; K],
-) -> [S::F; K] {
+pub unsafe fn q3<S: Simd, const N: usize>(n: i32, x: &[S::F; N]) -> (S::F, [S::I; N]) {
     unsafe {
         let zero = S::splat(0.0);
-        let none = S::lt(zero, zero);
-        let (mut a, mut b, mut skip) = ([zero; K], [zero; K], [none; K]);
+        let (mut a, mut b) = (zero, zero);
         // Signed codes as floats: they are whole and small, so every comparison and product is that of the integers.
-        let mut codes = [[zero; N]; K];
-        for k in 0..K {
-            let (amax, max) = first_max::<S, N>(&x[k]);
-            skip[k] = S::lt(amax, S::splat(EPS));
-            let isc = S::div(S::splat(-(n as f32)), max);
-            for i in 0..N {
-                let c = S::to_f(signed_code::<S>(n, isc, x[k][i]));
-                let w = S::mul(x[k][i], x[k][i]);
-                a[k] = S::add(a[k], S::mul(S::mul(w, x[k][i]), c));
-                b[k] = S::add(b[k], S::mul(S::mul(w, c), c));
-                codes[k][i] = c;
-            }
+        // `wxl` and `wll` are their terms in A and B.
+        let (mut codes, mut wxl, mut wll) = ([zero; N], [zero; N], [zero; N]);
+        let (amax, max) = first_max::<S, N>(x);
+        let skip = S::lt(amax, S::splat(EPS));
+        let wild = S::m_any(S::gt(amax, S::splat(Q3_TAME)));
+        let isc = S::div(S::splat(-(n as f32)), max);
+        for i in 0..N {
+            let c = S::to_f(signed_code::<S>(n, isc, x[i]));
+            let w = S::mul(x[i], x[i]);
+            wxl[i] = S::mul(S::mul(w, x[i]), c);
+            wll[i] = S::mul(S::mul(w, c), c);
+            a = S::add(a, wxl[i]);
+            b = S::add(b, wll[i]);
+            codes[i] = c;
         }
+        // Estimates beyond the codes need not be exact: clamping makes up for it.
+        let margin = S::splat(0.5 - (n + 2) as f32 * S::DIV_APPROX_ERROR);
+        let (lowest, highest) = (S::splat(-n as f32), S::splat((n - 1) as f32));
         for _ in 0..5 {
             // Lanes without a change are at a fixed point, so they may go on while others still move.
-            let mut changed = none;
+            let mut changed = 0;
             for i in 0..N {
-                for k in 0..K {
-                    let (x, old) = (x[k][i], codes[k][i]);
-                    let w = S::mul(x, x);
-                    let wx = S::mul(w, x);
-                    let a1 = S::sub(a[k], S::mul(wx, old));
-                    let b1 = S::sub(b[k], S::mul(S::mul(w, old), old));
-                    let new = S::nint(S::div(S::mul(x, b1), a1));
-                    let new = S::to_f(clamp::<S>(new, S::isplat(-n), S::isplat(n - 1)));
-                    let differs = S::m_and(S::gt(a1, zero), S::m_not(S::eq(new, old)));
-                    let a1 = S::add(a1, S::mul(wx, new));
-                    let b1 = S::add(b1, S::mul(S::mul(w, new), new));
-                    let better = S::gt(S::mul(S::mul(a1, a1), b[k]), S::mul(S::mul(a[k], a[k]), b1));
-                    let accept = S::m_and(differs, S::m_and(S::gt(b1, zero), better));
-                    a[k] = S::select(accept, a1, a[k]);
-                    b[k] = S::select(accept, b1, b[k]);
-                    codes[k][i] = S::select(accept, new, old);
-                    changed = S::m_or(changed, accept);
+                let (x, old) = (x[i], codes[i]);
+                let a1 = S::sub(a, wxl[i]);
+                let b1 = S::sub(b, wll[i]);
+                let valid = S::gt(a1, zero);
+                let dividend = S::mul(x, b1);
+                let quotient = S::div_approx(dividend, a1);
+                let whole = S::sub(S::add(quotient, S::splat(ROUND)), S::splat(ROUND));
+                let near = S::lt(S::abs(S::sub(quotient, whole)), margin);
+                let sure = S::m_and(near, S::lt(S::abs(quotient), S::splat(1_048_576.0)));
+                let mut new = S::min(S::max(whole, lowest), highest);
+                if wild || S::m_any(S::m_and(valid, S::m_not(sure))) {
+                    let exact = S::nint(S::div(dividend, a1));
+                    new = S::to_f(clamp::<S>(exact, S::isplat(-n), S::isplat(n - 1)));
                 }
+                let differs = S::m_and(valid, S::m_not(S::eq(new, old)));
+                if !S::m_any(differs) {
+                    continue;
+                }
+                let w = S::mul(x, x);
+                let wxl1 = S::mul(S::mul(w, x), new);
+                let wll1 = S::mul(S::mul(w, new), new);
+                let a1 = S::add(a1, wxl1);
+                let b1 = S::add(b1, wll1);
+                let better = S::gt(S::mul(S::mul(a1, a1), b), S::mul(S::mul(a, a), b1));
+                let accept = S::m_and(S::m_and(differs, S::gt(b1, zero)), better);
+                a = S::select(accept, a1, a);
+                b = S::select(accept, b1, b);
+                codes[i] = S::select(accept, new, old);
+                wxl[i] = S::select(accept, wxl1, wxl[i]);
+                wll[i] = S::select(accept, wll1, wll[i]);
+                changed |= S::m_bits(accept);
             }
-            if !S::m_any(changed) {
+            if changed == 0 {
                 break;
             }
         }
-        let mut scale = a;
-        for k in 0..K {
-            let keep = S::m_and(S::gt(b[k], zero), S::m_not(skip[k]));
-            scale[k] = S::select(keep, S::div(a[k], b[k]), zero);
-            for i in 0..N {
-                let c = S::iadd(S::trunc(codes[k][i]), S::isplat(n));
-                l[k][i] = S::iselect(skip[k], S::isplat(0), c);
-            }
+        let mut l = [S::isplat(0); N];
+        for (l, c) in l.iter_mut().zip(codes) {
+            *l = S::iadd(S::trunc(S::select(skip, lowest, c)), S::isplat(n));
         }
-        scale
+        let keep = S::m_and(S::gt(b, zero), S::m_not(skip));
+        (S::select(keep, S::div(a, b), zero), l)
     }
 }
 
