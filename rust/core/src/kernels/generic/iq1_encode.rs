@@ -262,14 +262,14 @@ pub unsafe fn encode_m<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
                 let l = scale_level::<S>(id, scales[g]);
                 packed[g / 4] = S::ior(packed[g / 4], S::ishlv(l, S::isplat(3 * (g % 4) as i32)));
                 let factor = S::to_f(S::inc(S::ishl::<1>(l), S::eq(zero, zero)));
-                for h in 0..2 {
+                for (h, codes) in codes[g].into_iter().enumerate() {
                     let mut values = values::<S>(shifts[g], h);
                     for v in &mut values {
                         *v = S::mul(*v, factor);
                     }
                     for i in 0..8 {
                         let j = 8 * h + i;
-                        fit.add(groups[g][j], group_weights[g][j], value_of::<S>(codes[g][h], i, &values));
+                        fit.add(groups[g][j], group_weights[g][j], value_of::<S>(codes, i, &values));
                     }
                 }
             }

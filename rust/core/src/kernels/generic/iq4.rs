@@ -287,3 +287,64 @@ pub unsafe fn encode_xs<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
         }
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::block::search::best_nl;
+    use crate::kernels::{Level, avx2::Avx2, avx512::Avx512};
+
+    #[inline(always)]
+    unsafe fn compare<S: Simd>(v: &[f32; LANES]) {
+        unsafe {
+            let nearest = Nearest::<S>::new();
+            let (mut level, mut index) = ([0f32; LANES], [0i32; LANES]);
+            S::store(level.as_mut_ptr(), nearest.level(S::load(v.as_ptr())));
+            S::istore(index.as_mut_ptr(), nearest.index(S::load(v.as_ptr())));
+            for lane in 0..LANES {
+                let want = best_nl(v[lane]);
+                assert_eq!(index[lane], want as i32, "{:?}", v[lane]);
+                if v[lane].abs() <= 140.0 {
+                    assert_eq!(level[lane], f32::from(KNL[want]), "{:?}", v[lane]);
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn compare_avx2(v: &[f32; LANES]) {
+        unsafe { compare::<Avx2>(v) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn compare_avx512(v: &[f32; LANES]) {
+        unsafe { compare::<Avx512>(v) }
+    }
+
+    /// All floats, one in `step` (a prime), and all within 64 of a midpoint or a level.
+    #[test]
+    fn nearest_level_is_that_of_the_binary_search() {
+        let step: usize = std::env::var("SUBBYTE_TEST_STEP").map_or(1009, |s| s.parse().unwrap());
+        let corners = KNL.iter().chain(KNL[1..].iter()).enumerate().flat_map(|(i, k)| {
+            let corner = if i < 16 { f32::from(*k) } else { (f32::from(KNL[i - 16]) + f32::from(*k)) * 0.5 };
+            (0..=128).map(move |d| f32::from_bits((corner.to_bits() + d).wrapping_sub(64)))
+        });
+        let all = (0..=u32::MAX).step_by(step).map(f32::from_bits);
+        let mut v = [0f32; LANES];
+        let mut run = |v: &[f32; LANES]| unsafe {
+            if Level::Avx2.is_available() {
+                compare_avx2(v);
+            }
+            if Level::Avx512.is_available() {
+                compare_avx512(v);
+            }
+        };
+        for (n, x) in corners.chain(all).enumerate() {
+            v[n % LANES] = x;
+            if n % LANES == LANES - 1 {
+                run(&v);
+            }
+        }
+        run(&v);
+    }
+}
