@@ -231,9 +231,8 @@ pub fn encode_with(
         let end = (start + rows_per_task * columns).min(src.len());
         encode_task(k, ty, src, start..end, columns, importance, d)
     };
-    let tasks = dst.chunks_mut(row_bytes * rows_per_task).enumerate();
     if parallel::num_threads() == 1 || src.len() <= TASK {
-        return tasks.map(run).collect();
+        return dst.chunks_mut(row_bytes * rows_per_task).enumerate().try_for_each(run);
     }
     // The first error by position, whatever finishes first.
     let results: Vec<Result<()>> =
