@@ -96,6 +96,12 @@ fn levels() -> Vec<(&'static str, bool)> {
     Level::ALL.iter().map(|l| (l.name(), l.is_available())).collect()
 }
 
+/// Fills a float32 buffer with zeros past the caches: the write limit that benches compare decoders with.
+#[pyfunction]
+fn stream_zeros(py: Python<'_>, mut out: BytesMut) -> PyResult<()> {
+    py.detach(|| cast_mut(out.get(&[])?).map(|out| (kernels().stream_zeros)(out))).map_err(to_py)
+}
+
 /// Threads that long calls use.
 #[pyfunction]
 fn num_threads() -> usize {
@@ -108,6 +114,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(decode, m)?)?;
     m.add_function(wrap_pyfunction!(encode, m)?)?;
     m.add_function(wrap_pyfunction!(first_invalid_block, m)?)?;
+    m.add_function(wrap_pyfunction!(stream_zeros, m)?)?;
     m.add_function(wrap_pyfunction!(level, m)?)?;
     m.add_function(wrap_pyfunction!(levels, m)?)?;
     m.add_function(wrap_pyfunction!(num_threads, m)?)

@@ -102,6 +102,8 @@ pub struct Kernels {
     pub to_bf16: fn(src: &[f32], dst: &mut [u16]),
     /// Index of the first value that is NaN or infinite.
     pub first_non_finite: fn(src: &[f32]) -> Option<usize>,
+    /// Writes zeros past the caches: the write limit that benches compare decoders with.
+    pub stream_zeros: fn(dst: &mut [f32]),
 }
 
 impl Kernels {
@@ -224,6 +226,7 @@ static SCALAR: Kernels = Kernels {
     to_f16: |src, dst| src.iter().zip(dst).for_each(|(x, h)| *h = crate::float::f32_to_f16(*x)),
     to_bf16: |src, dst| src.iter().zip(dst).for_each(|(x, h)| *h = crate::float::f32_to_bf16(*x)),
     first_non_finite: |src| src.iter().position(|x| !x.is_finite()),
+    stream_zeros: |dst| dst.fill(0.0),
 };
 
 /// Defines the table `$name` of a SIMD level: every generic kernel compiled with the level's target features.
@@ -290,7 +293,16 @@ macro_rules! level {
                 // SAFETY: as above.
                 unsafe { run(src) }
             }
-            Kernels { level: Level::$level, block: formats!(entry), to_f16, to_bf16, first_non_finite }
+            fn stream_zeros(dst: &mut [f32]) {
+                #[target_feature(enable = $features)]
+                unsafe fn run(dst: &mut [f32]) {
+                    unsafe { generic::convert::stream_zeros::<$simd>(dst) }
+                }
+                // SAFETY: as above.
+                unsafe { run(dst) }
+                generic::fence();
+            }
+            Kernels { level: Level::$level, block: formats!(entry), to_f16, to_bf16, first_non_finite, stream_zeros }
         };
     };
 }
