@@ -85,10 +85,14 @@ impl Plain for PlainF64 {
 /// and writing gains the memory some percent where both count (not for F64, whose reads prevail).
 const BURST: usize = 1024;
 
+/// Vectors that are loaded before they are stored. Loads right behind a store to the same offset in another page wait for
+/// it, and with elements of 4 bytes every load can be in that position.
+const UNROLL: usize = 4;
+
 /// Decodes elements of a plain type.
 #[inline(always)]
 pub unsafe fn decode_plain<S: Simd, P: Plain, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
-    let whole = dst.len() / LANES * LANES;
+    let whole = dst.len() / (LANES * UNROLL) * (LANES * UNROLL);
     let (p, y) = (src.as_ptr(), dst.as_mut_ptr());
     unsafe {
         let mut i = 0usize;
@@ -100,8 +104,14 @@ pub unsafe fn decode_plain<S: Simd, P: Plain, const STREAM: bool>(src: &[u8], ds
                     S::prefetch(next.wrapping_add(line));
                 }
             }
-            S::put::<STREAM>(y.add(i), P::load::<S>(p.add(at)));
-            i = i.wrapping_add(LANES);
+            let mut v = [S::splat(0.0); UNROLL];
+            for (k, v) in v.iter_mut().enumerate() {
+                *v = P::load::<S>(p.add(at.wrapping_add(k * LANES * P::BYTES)));
+            }
+            for (k, v) in v.iter().enumerate() {
+                S::put::<STREAM>(y.add(i.wrapping_add(k * LANES)), *v);
+            }
+            i = i.wrapping_add(LANES * UNROLL);
         }
         for i in whole..dst.len() {
             *y.add(i) = P::load_one(p.add(i * P::BYTES));

@@ -75,18 +75,21 @@ pub unsafe fn decode_q5<S: Simd, const FROM: i32, const AFFINE: bool, const STRE
             let scale = Scale::<S, FROM, AFFINE>::read(p);
             let high = p.add(head).cast::<u32>().read_unaligned();
             let q = S::load_u8(p.add(head + 4));
-            let (set0, set1) = (S::m_from_bits(high & 0xFFFF), S::m_from_bits(high >> 16));
             if S::FAST_LOOKUP {
+                let (set0, set1) = (S::m_from_bits(high & 0xFFFF), S::m_from_bits(high >> 16));
                 let (low, up) = (scale.apply(ramp::<S>(FROM)), scale.apply(ramp::<S>(FROM + 16)));
                 let q1 = S::ishr::<4>(q);
                 S::put::<STREAM>(y, S::select(set0, S::lookup(up, q), S::lookup(low, q)));
                 S::put::<STREAM>(y.add(16), S::select(set1, S::lookup(up, q1), S::lookup(low, q1)));
             } else {
-                let (low, up) = (S::isplat(FROM), S::isplat(FROM + 16));
-                let q0 = S::iadd(S::iand(q, S::isplat(15)), S::iselect(set0, up, low));
-                let q1 = S::iadd(S::ishr::<4>(q), S::iselect(set1, up, low));
-                S::put::<STREAM>(y, scale.apply(q0));
-                S::put::<STREAM>(y.add(16), scale.apply(q1));
+                let lane = ramp::<S>(0);
+                let fifth0 = S::ishrv(S::isplat(((high & 0xFFFF) << 4) as i32), lane);
+                let fifth1 = S::ishrv(S::isplat((high >> 16 << 4) as i32), lane);
+                let (four, bit) = (S::isplat(15), S::isplat(16));
+                let q0 = S::ior(S::iand(q, four), S::iand(fifth0, bit));
+                let q1 = S::ior(S::ishr::<4>(q), S::iand(fifth1, bit));
+                S::put::<STREAM>(y, scale.values(q0));
+                S::put::<STREAM>(y.add(16), scale.values(q1));
             }
             p = p.add(head + 20);
             y = y.add(32);
