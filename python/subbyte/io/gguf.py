@@ -443,9 +443,9 @@ def _add_array(builder: _native.GgufBuilder, key: str, element: str, value: Any)
     if element not in _NUMBERS:
         raise ArgumentError(f"metadata '{key}': unknown element type {element!r}")
     dtype = np.dtype(_NUMBERS[element])
-    given = np.asarray(value if len(value) else np.empty(0, dtype))
-    if given.ndim != 1 or given.dtype.kind not in "biuf":
-        raise ArgumentError(f"metadata '{key}': one row of numbers is needed for arr[{element}]")
+    given = value if isinstance(value, np.ndarray) else _numbers(list(value), dtype)
+    if given is None or given.ndim != 1 or given.dtype.kind not in "biuf":
+        raise ArgumentError(f"metadata '{key}': values do not fit one row of {element}")
     with np.errstate(over="ignore", invalid="ignore"):
         stored = given.astype(dtype)
     # Integers and bools must be exact; floats are rounded to the stored type, but stay finite.
@@ -453,6 +453,18 @@ def _add_array(builder: _native.GgufBuilder, key: str, element: str, value: Any)
     if (exact and not np.array_equal(stored, given)) or not np.array_equal(np.isfinite(stored), np.isfinite(given)):
         raise ArgumentError(f"metadata '{key}': values do not fit {element}")
     builder.numbers(key, element, to_bytes(stored))
+
+
+def _numbers(items: list[Any], dtype: np.dtype[Any]) -> Array | None:
+    """Python numbers as an array, exact for integers and bools; None where they do not fit."""
+    if dtype.kind == "f":
+        fits = all(isinstance(item, int | float | np.number) for item in items)
+    elif dtype.kind == "b":
+        fits = all(isinstance(item, bool | np.bool_) for item in items)
+    else:
+        limits = np.iinfo(dtype)
+        fits = all(isinstance(item, int | np.integer) and limits.min <= item <= limits.max for item in items)
+    return np.array(items, np.float64 if dtype.kind == "f" else dtype) if fits else None
 
 
 def _infer(key: str, value: Any) -> str:

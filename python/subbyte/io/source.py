@@ -58,7 +58,11 @@ def load_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES, 
 
 def view(data: _native.FileBytes) -> npt.NDArray[np.uint8]:
     """The bytes as a read-only array that keeps the file mapped."""
-    return np.frombuffer(memoryview(data), dtype=np.uint8) if len(data) else np.empty(0, np.uint8)
+    if len(data):
+        return np.frombuffer(memoryview(data), dtype=np.uint8)
+    empty = np.empty(0, np.uint8)  # NumPy refuses to look at buffers without bytes
+    empty.flags.writeable = False
+    return empty
 
 
 def contiguous(array: Array) -> Array:
