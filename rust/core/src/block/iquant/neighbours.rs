@@ -169,7 +169,8 @@ mod tests {
     /// The arrays inside ggml (0.25.3), over all keys: length and SHA-256 of the lists, SHA-256 of the map.
     #[test]
     fn lists_equal_those_of_ggml() {
-        let expected: [(&'static [u16], u32, usize, usize, &str, &str); 6] = [
+        type Grid = (&'static [u16], u32, usize, usize, &'static str, &'static str);
+        let expected: [Grid; 6] = [
             (
                 &tables::IQ2XXS,
                 2,
