@@ -331,7 +331,7 @@ mod tests {
         });
         let all = (0..=u32::MAX).step_by(step).map(f32::from_bits);
         let mut v = [0f32; LANES];
-        let mut run = |v: &[f32; LANES]| unsafe {
+        let run = |v: &[f32; LANES]| unsafe {
             if Level::Avx2.is_available() {
                 compare_avx2(v);
             }
