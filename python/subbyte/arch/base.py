@@ -33,6 +33,8 @@ class Architecture:
         model_types: values of ``model_type`` in config.json with the defaults of their fields.
         tensors: Hugging Face name → GGUF name, without ``.weight``/``.bias``; ``{N}`` is the layer.
         optional: GGUF names a complete checkpoint may lack.
+        shapes: GGUF name (its last part) → names of the axes of its weight, NumPy order.
+        sizes: length of each of these axes.
         heads: GGUF name → config field with the number of heads whose rows are interleaved
             (:func:`interleave_heads`).
         dropped: endings of names that hold no weights.
@@ -45,6 +47,8 @@ class Architecture:
     model_types: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, str]
     optional: frozenset[str] = frozenset()
+    shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: Callable[[Config], Mapping[str, int]] = lambda config: {}
     heads: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     keys: Callable[[Config], Keys] = lambda config: {}

@@ -34,6 +34,16 @@ def _keys(config: Config) -> Keys:
     }
 
 
+def _sizes(config: Config) -> dict[str, int]:
+    return {
+        "vocabulary": integer(config, "vocab_size"),
+        "hidden": integer(config, "hidden_size"),
+        "inner": integer(config, "intermediate_size"),
+        "queries": integer(config, "num_attention_heads") * head_dim(config),
+        "keys": integer(config, "num_key_value_heads") * head_dim(config),
+    }
+
+
 def _generated(config: Config) -> dict[str, NDArray[np.float32]]:
     factors = llama3_frequency_factors(config, head_dim(config))
     return {} if factors is None else {"rope_freqs.weight": factors}
@@ -71,6 +81,21 @@ LLAMA = Architecture(
         "model.layers.{N}.mlp.down_proj": "blk.{N}.ffn_down",
     },
     optional=frozenset({"output"}),
+    shapes={
+        "token_embd": ("vocabulary", "hidden"),
+        "output": ("vocabulary", "hidden"),
+        "output_norm": ("hidden",),
+        "attn_norm": ("hidden",),
+        "attn_q": ("queries", "hidden"),
+        "attn_k": ("keys", "hidden"),
+        "attn_v": ("keys", "hidden"),
+        "attn_output": ("hidden", "queries"),
+        "ffn_norm": ("hidden",),
+        "ffn_gate": ("inner", "hidden"),
+        "ffn_up": ("inner", "hidden"),
+        "ffn_down": ("hidden", "inner"),
+    },
+    sizes=_sizes,
     heads={"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"},
     dropped=(".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"),
     keys=_keys,

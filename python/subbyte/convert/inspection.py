@@ -12,6 +12,7 @@ import numpy as np
 
 from subbyte.convert.mix import FILE_TYPES
 from subbyte.convert.report import printable, table
+from subbyte.convert.source import is_gguf
 from subbyte.errors import UnsupportedError
 from subbyte.io.gguf import GgufFile
 from subbyte.io.safetensors import SafetensorsFile
@@ -139,7 +140,7 @@ def inspect(path: str | Path) -> Inspection:
             ),
             dict(checkpoint.metadata),
         )
-    if path.is_file() and path.suffix != ".gguf" and not _is_gguf(path):
+    if not is_gguf(path):
         raise UnsupportedError("expected a GGUF file, a safetensors file or a checkpoint folder", file=path)
     file = GgufFile(path)
     metadata = {key: _short(value) for key, value in file.metadata.items()}
@@ -155,11 +156,6 @@ def inspect(path: str | Path) -> Inspection:
         ),
         metadata,
     )
-
-
-def _is_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
 
 
 def _short(value: Any) -> Any:

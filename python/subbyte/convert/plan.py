@@ -213,10 +213,9 @@ def _kept_type(source: Source, recipe: Recipe) -> str:
 
 def _shape(shape: tuple[int, ...], *, keep: bool) -> tuple[int, ...]:
     """The shape as written: mixed files drop leading ones (ggml's trailing ones)."""
-    if not keep:
-        while len(shape) > 1 and shape[0] == 1:
-            shape = shape[1:]
-    return shape
+    while not keep and len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape or (1,)
 
 
 def _metadata(source: Source, target: FileType, direct: bool) -> dict[str, GgufValue]:

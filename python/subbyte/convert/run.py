@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from subbyte.convert.plan import Plan, TensorPlan
 from subbyte.convert.recipe import Raw
 from subbyte.convert.report import Report, Row
 from subbyte.convert.values import encode, first_invalid_block
-from subbyte.errors import Error, NonFiniteError
+from subbyte.errors import Error, IoError, NonFiniteError
 from subbyte.ggml import TYPES
 from subbyte.io.gguf import GgufWriter
 
@@ -27,11 +28,11 @@ def run(plan: Plan, dst: Path, progress: Progress | None = None) -> Report:
 
     Raises:
         NonFiniteError: a value or a scale is not finite; names tensor, row and column.
-        OSError: reading or writing failed, or there is too little space.
-        Error: the source changed, or another refusal.
+        IoError: reading or writing failed.
+        Error: there is too little space, or the source is damaged.
     """
     tensors = [(tensor.name, tensor.type, tensor.shape) for tensor in plan.tensors]
-    _check_space(dst, plan.nbytes)
+    _prepare(dst, plan.nbytes)
     rows: list[Row] = []
     total, done = sum(tensor.nbytes for tensor in plan.tensors), 0
     start = time.perf_counter()
@@ -40,7 +41,7 @@ def run(plan: Plan, dst: Path, progress: Progress | None = None) -> Report:
             begin = time.perf_counter()
             step = max(1, CHUNK // max(tensor.recipe.columns, 1))
             written = 0
-            for first in range(0, tensor.recipe.rows, step):
+            for first in range(0, tensor.recipe.rows if tensor.nbytes else 0, step):
                 data = _rows(tensor, first, min(first + step, tensor.recipe.rows))
                 writer.write(tensor.name, data, offset=written)
                 written += data.nbytes
@@ -80,7 +81,12 @@ def _refuse(tensor: TensorPlan, block: int) -> None:
     raise NonFiniteError(f"{what} is NaN or infinite", tensor=tensor.name, row=row, column=column)
 
 
-def _check_space(dst: Path, needed: int) -> None:
-    free = shutil.disk_usage(dst.parent).free
+def _prepare(dst: Path, needed: int) -> None:
+    """Make the target's folder and see that the file will fit."""
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(dst.parent).free
+    except OSError as error:
+        raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(dst.parent)) from None
     if free < needed:
         raise Error(f"{needed:,} bytes are needed in {dst.parent}, {free:,} are free", file=dst)

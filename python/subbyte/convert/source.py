@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from subbyte.arch import Architecture, find_architecture
 from subbyte.arch.base import Config, common_keys, layer_count
 from subbyte.convert.mix import Model
 from subbyte.convert.recipe import ByteRange, Part, Raw, Recipe, SourceTensor, computed
-from subbyte.errors import ArgumentError, FormatError, UnsupportedError
+from subbyte.errors import ArgumentError, FormatError, IoError, UnsupportedError
 from subbyte.ggml import TYPES
 from subbyte.io import same_file
 from subbyte.io.gguf import GgufFile, GgufValue
@@ -50,36 +52,47 @@ class Source:
     files: list[Path] = field(default_factory=list)
 
 
+_SIDE_FILES = (".json", ".model", ".safetensors", ".jinja", ".txt")
+
+
 def open_source(path: Path) -> Source:
     """The model at ``path``: a checkpoint folder, its index or safetensors file, or a GGUF file.
 
     Raises:
         FormatError: the files are damaged or contradict each other.
         UnsupportedError: an architecture or a format that cannot be converted (yet).
-        OSError: a file cannot be read.
+        IoError: a file cannot be read.
     """
     if path.is_dir() or path.name.endswith((".safetensors", ".safetensors.index.json")):
         return _checkpoint(path)
-    if path.suffix == ".gguf" or _magic(path) == b"GGUF":
+    if is_gguf(path):
         return _gguf(path)
     raise UnsupportedError(
         "expected a checkpoint folder, a .safetensors file with its config.json, or a GGUF file", file=path
     )
 
 
-def _magic(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(4)
+def is_gguf(path: Path) -> bool:
+    """Whether a file is to be opened as GGUF: by its name, else by its first bytes.
+
+    Raises:
+        IoError: there is no such file, or it cannot be read.
+    """
+    if path.suffix == ".gguf":
+        return True
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError as error:
+        raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
 
 
 def _checkpoint(path: Path) -> Source:
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").is_file():
         raise FormatError("no config.json: not a Hugging Face checkpoint", file=folder)
-    if path.is_dir() and not any(folder.glob("*.safetensors")):
-        pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
-        hint = f"; {pickles[0]} may run code when it is loaded, save it as safetensors first" if pickles else ""
-        raise FormatError(f"no .safetensors file{hint}", file=folder)
     config = read_object(folder / "config.json")
     quantization = config.get("quantization_config")
     if isinstance(quantization, dict):
@@ -133,15 +146,12 @@ def _from_checkpoint(path: Path, folder: Path, arch: Architecture, config: Confi
         raise FormatError("no tensors")
     expected = arch.expected(layers) + ([] if tied else ["output.weight"])
     source.warnings += [f"tensor '{name}' is missing from the checkpoint" for name in expected if name not in seen]
-    source.files = sorted({entry.path for recipe in source.recipes for entry in recipe.ranges})
+    source.warnings += _other_shapes(arch, config, source)
+    source.files = [Path(file) for file in tensors.paths]
+    source.files += [file for file in folder.iterdir() if file.is_file() and file.suffix in _SIDE_FILES]
 
     vocabulary = tokenizer_keys(folder, dict(config))
     source.warnings += vocabulary.warnings
-    embedding = next((recipe for recipe in source.recipes if recipe.name == "token_embd.weight"), None)
-    if vocabulary.size and embedding is not None and embedding.rows != vocabulary.size:
-        source.warnings.append(
-            f"tensor 'token_embd.weight': {embedding.rows} rows, the vocabulary has {vocabulary.size} tokens"
-        )
     if vocabulary.keys:
         arch.vocabulary(config, vocabulary.keys)
     keys = source.metadata
@@ -155,6 +165,20 @@ def _from_checkpoint(path: Path, folder: Path, arch: Architecture, config: Confi
     keys["general.quantization_version"] = GgufValue("u32", 2)
     keys.update(vocabulary.keys)
     return source
+
+
+def _other_shapes(arch: Architecture, config: Config, source: Source) -> list[str]:
+    """Warnings for tensors whose shape is not what config.json implies."""
+    sizes = arch.sizes(config)
+    warnings = []
+    for recipe in source.recipes:
+        axes = arch.shapes.get(recipe.name.removesuffix(".weight").rpartition(".")[2])
+        if axes is None or recipe.name in source.unknown or not recipe.name.endswith(".weight"):
+            continue
+        expected = tuple(sizes[axis] for axis in axes)
+        if recipe.shape != expected:
+            warnings.append(f"tensor '{recipe.name}': shape {recipe.shape}, config.json implies {expected}")
+    return warnings
 
 
 def _loader(file: SafetensorsFile | GgufFile, name: str) -> Callable[[int, int], Raw]:
@@ -209,8 +233,7 @@ def _gguf(path: Path) -> Source:
         recipes.append(Recipe(name, stored.shape, (Part(stored),)))
     if not recipes:
         raise FormatError("no tensors", file=path)
-    files = sorted({entry.path for recipe in recipes for entry in recipe.ranges})
-    return Source(path, "gguf", recipes, metadata, model, files=files)
+    return Source(path, "gguf", recipes, metadata, model, files=[Path(entry) for entry in file.paths])
 
 
 def _per_layer(value: Any) -> int:
@@ -226,10 +249,8 @@ def check_target(source: Source, dst: Path, overwrite: bool) -> None:
     """Refuse a target that would destroy its source or, unless ``overwrite``, any file.
 
     Raises:
-        ArgumentError: the target is one of the source's files, exists, or its folder does not.
+        ArgumentError: the target is one of the source's files, a folder, or exists.
     """
-    if not dst.parent.is_dir():
-        raise ArgumentError(f"the folder {dst.parent} does not exist", file=dst)
     if dst.is_dir():
         raise ArgumentError("a folder; expected the name of a GGUF file to write", file=dst)
     if not dst.exists():

@@ -157,7 +157,7 @@ def _compare(recipe: Recipe, origin: Recipe | None, expected: bool) -> Compariso
         problem = f"shape {recipe.shape}, the source has {origin.shape}"
     measure = None if origin is None or problem else _Errors(origin.type, recipe.type)
     step = max(1, CHUNK // max(recipe.columns, 1))
-    for first in range(0, recipe.rows, step):
+    for first in range(0, recipe.rows if recipe.elements else 0, step):
         last = min(first + step, recipe.rows)
         raw = recipe.read(first, last)
         block = first_invalid_block(recipe.type, raw)
@@ -188,22 +188,26 @@ class _Errors:
 
     def add(self, source: NDArray[np.uint8], target: NDArray[np.uint8], columns: int) -> None:
         if self.source not in TYPES or not TYPES[self.source].decodes or not TYPES[self.target].decodes:
-            self.beyond += int(np.count_nonzero(source != target))
+            self.beyond += not np.array_equal(source, target)
             return
         want = to_float32(self.source, source, columns).reshape(-1).astype(np.float64)
         got = to_float32(self.target, target, columns).reshape(-1).astype(np.float64)
-        difference = np.abs(got - want)
+        with np.errstate(invalid="ignore"):  # infinities are reported as such
+            difference = np.abs(got - want)
         self.count += want.size
-        self.max = max(self.max, float(difference.max(initial=0.0)))
+        self.max = float(np.maximum(self.max, difference.max(initial=0.0)))
         self.noise += float(difference @ difference)
         self.signal += float(want @ want)
         self.power += float(got @ got)
         self.product += float(got @ want)
-        self.beyond += int(np.count_nonzero(difference > _half_unit(self.target, self.source, want)))
+        self.beyond += int(np.count_nonzero(~(difference <= _half_unit(self.target, self.source, want))))
 
     def comparison(self, recipe: Recipe, relation: str, problem: str) -> Comparison:
-        relative = math.sqrt(self.noise / self.signal) if self.signal else (0.0 if not self.noise else math.inf)
-        cosine = self.product / math.sqrt(self.signal * self.power) if self.signal and self.power else 1.0
+        relative = math.sqrt(self.noise / self.signal) if self.signal else math.inf if self.noise else 0.0
+        sqnr = -20 * math.log10(relative) if relative else math.inf
+        cosine = (
+            self.product / math.sqrt(self.signal * self.power) if self.signal and self.power else float(not self.noise)
+        )
         limit = 2.0 ** (2 - _bits(recipe.type))
         if quantized(recipe.type) and relation != "exact":
             if not relative < limit:
@@ -213,8 +217,7 @@ class _Errors:
             problem = problem or f"{self.beyond:,} elements {allowed}"
         return Comparison(
             recipe.name, recipe.type, relation, self.max, math.sqrt(self.noise / max(self.count, 1)), relative,
-            10 * math.log10(self.signal / self.noise) if self.noise and self.signal else math.inf,
-            min(cosine, 1.0), problem,
+            sqnr, min(cosine, 1.0), problem,
         )  # fmt: skip
 
 

@@ -1,0 +1,201 @@
+"""The command: examples of its help, exit codes, JSON, clean errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import subbyte
+from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
+from subbyte import cli
+from subbyte.io.gguf import write_gguf
+
+TINY = GOLDEN / "convert" / "tiny-llama"
+
+
+def test_the_examples_of_the_help_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "small-llama").symlink_to(SMALL_LLAMA)
+    monkeypatch.chdir(tmp_path)
+    lines = [line.strip() for line in cli.parser().format_help().splitlines() if line.startswith("  subbyte ")]
+    assert len(lines) == 5
+    for line in lines:
+        assert cli.main(shlex.split(line)[1:]) == 0, line
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_convert_prints_what_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "convert", TINY, tmp_path / "new" / "a.gguf", "--to", "gguf.q4_k_m")
+    assert (code, err) == (0, "")
+    assert "blk.1.attn_v.weight" in out
+    assert "quantized" in out
+    size = (tmp_path / "new" / "a.gguf").stat().st_size
+    assert out.splitlines()[-1].startswith(f"{tmp_path / 'new' / 'a.gguf'}: {size:,} bytes, 22 tensors")
+
+
+def test_options_reach_the_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--pure",
+        "--output-tensor-type",
+        "f16",
+        "--token-embedding-type",
+        "bf16",
+        "--tensor-type",
+        "attn_q=q5_1",
+    ]
+    code, out, _ = run(capsys, "convert", SMALL_LLAMA, tmp_path / "a.gguf", "--to", "gguf.q6_k", "--json", *options)
+    assert code == 0
+    types = {row["name"]: row["type"] for row in json.loads(out)["tensors"]}
+    assert types["output.weight"] == "F16"
+    assert types["token_embd.weight"] == "BF16"
+    assert types["blk.0.attn_q.weight"] == "Q5_1"
+    assert types["blk.0.attn_k.weight"] == "Q6_K"
+    again = ["convert", SMALL_LLAMA, tmp_path / "a.gguf", "--to", "gguf.q6_k"]
+    assert run(capsys, *again)[0] == 2
+    assert run(capsys, *again, "--overwrite")[0] == 0
+    smaller = ["convert", tmp_path / "a.gguf", tmp_path / "b.gguf", "--to", "gguf.q4_0"]
+    assert run(capsys, *smaller)[0] == 2
+    assert run(capsys, *smaller, "--lossy")[0] == 0
+
+
+def test_warnings_name_the_tensor_and_can_be_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = llama_tensors()
+    del tensors["model.norm.weight"]
+    source = checkpoint(tmp_path / "m", tensors)
+    code, _, err = run(capsys, "convert", source, tmp_path / "a.gguf", "--to", "gguf.q8_0")
+    assert code == 0
+    assert "subbyte: warning: tensor 'output_norm.weight' is missing" in err
+    code, _, err = run(capsys, "convert", source, tmp_path / "b.gguf", "--to", "gguf.q8_0", "--strict")
+    assert code == 2
+    assert "output_norm.weight" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", str(TINY), "OUT", "--to", "gguf.q9"],
+        ["convert", str(SMALL_LLAMA), "OUT", "--to", "gguf.iq2_xs"],
+        ["convert", "/nowhere/at/all", "OUT", "--to", "gguf.q8_0"],
+        ["convert", str(TINY / "config.json"), "OUT", "--to", "gguf.q8_0"],
+        ["convert", str(TINY), "/proc/x/y.gguf", "--to", "gguf.q8_0"],
+        ["inspect", "/nowhere/at/all.gguf"],
+        ["inspect", str(GOLDEN / "malformed" / "align_3.gguf")],
+        ["verify", str(GOLDEN / "malformed" / "align_3.gguf")],
+        ["verify", str(TINY)],
+    ],
+)
+def test_a_refusal_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    code, out, err = run(capsys, *(str(tmp_path / "out.gguf") if a == "OUT" else a for a in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("subbyte: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["convert", "a", "b"], ["list", "things"]])
+def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: subbyte" in capsys.readouterr().err
+
+
+def test_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = GOLDEN / "convert" / "tiny-llama-q8_0.gguf"
+    code, out, _ = run(capsys, "verify", file, "--against", TINY)
+    assert code == 0
+    assert "SQNR" in out
+    assert out.splitlines()[-1].endswith("all good")
+    code, out, _ = run(capsys, "verify", file, "--against", TINY, "--json")
+    assert json.loads(out)["ok"] is True
+    code, out, _ = run(capsys, "verify", file, "--against", SMALL_LLAMA)
+    assert code == 1
+    assert "FAILED: tensor 'blk.2.attn_q.weight': missing" in out
+
+
+def test_inspect_reads_headers_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = GOLDEN / "quantized" / "tiny-llama.Q4_K_M.gguf"
+    code, out, _ = run(capsys, "inspect", file)
+    assert code == 0
+    assert "gguf Q4_K_M, 22 tensors, 100,168 parameters" in out
+    assert "tokenizer.ggml.tokens" in out
+    assert "blk.0.attn_q.weight" not in out
+    code, out, _ = run(capsys, "inspect", file, "--tensors")
+    assert "blk.0.attn_q.weight" in out
+    data = json.loads(run(capsys, "inspect", file, "--json")[1])
+    assert data["types"]["Q8_0"]["tensors"] == 3
+    assert data["metadata"]["tokenizer.ggml.tokens"]["length"] == 300
+    assert len(data["tensors"]) == 22
+    data = json.loads(run(capsys, "inspect", SMALL_LLAMA, "--json")[1])
+    assert (data["format"], data["parameters"]) == ("safetensors", subbyte.inspect(SMALL_LLAMA).parameters)
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = {"general.architecture": "llama", "general.name": "\x1b[2J\x07evil\r\n" + "x" * 200}
+    write_gguf(tmp_path / "a.gguf", metadata, {"a": np.ones(4, np.float32)})
+    code, out, _ = run(capsys, "inspect", tmp_path / "a.gguf", "--tensors")
+    assert code == 0
+    assert all(c.isprintable() or c == "\n" for c in out)
+
+
+@pytest.mark.parametrize(("what", "key"), [("formats", "id"), ("codecs", "id"), ("levels", "level")])
+def test_list(capsys: pytest.CaptureFixture[str], what: str, key: str) -> None:
+    code, out, _ = run(capsys, "list", what)
+    assert code == 0
+    rows = json.loads(run(capsys, "list", what, "--json")[1])
+    assert len(out.splitlines()) == len(rows) + 2
+    assert {"formats": "gguf.q4_k_m", "codecs": "gguf.q4_k", "levels": "scalar"}[what] in {row[key] for row in rows}
+    assert sum(row.get("used", False) for row in rows) == (what == "levels")
+
+
+def test_the_installed_command_and_a_closed_pipe() -> None:
+    command = [sys.executable, "-m", "subbyte.cli"]
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.strip() == f"subbyte {subbyte.__version__}"
+    process = subprocess.Popen([*command, "list", "formats"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def test_no_colour_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = run(capsys, "inspect", "/nowhere.gguf")
+    assert "\x1b" not in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("rich", [True, False])
+def test_a_terminal_shows_progress_and_no_color_is_respected(tmp_path: Path, rich: bool) -> None:
+    pty = pytest.importorskip("pty")
+    parent, child = pty.openpty()
+    hide = "" if rich else "import sys; sys.modules['rich.console'] = sys.modules['rich.progress'] = None; "
+    script = f"{hide}import sys; from subbyte.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["convert", str(TINY), str(tmp_path / "a.gguf"), "--to", "gguf.q8_0"]
+    environment = {**os.environ, "NO_COLOR": "1", "TERM": "xterm"}
+    code = subprocess.run(
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=child, env=environment, check=False
+    ).returncode
+    os.close(child)
+    shown = os.read(parent, 1 << 16).decode()
+    os.close(parent)
+    assert code == 0
+    assert "converting" in shown

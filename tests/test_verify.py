@@ -1,0 +1,149 @@
+"""Verification: true errors, and failures for everything that can be wrong with a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import subbyte
+from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
+from subbyte.io.gguf import GgufFile, GgufValue, write_gguf
+
+TINY = GOLDEN / "convert" / "tiny-llama"
+
+
+def rewrite(path: Path, out: Path, change: dict[str, np.ndarray | None]) -> Path:
+    """The GGUF file with raw bytes of some tensors replaced, or the tensors left out (None)."""
+    file = GgufFile(path)
+    metadata = {key: GgufValue(file.metadata_types[key], value) for key, value in file.metadata.items()}
+    tensors = {name: (file[name].type, change.get(name, file.raw(name))) for name in file}
+    write_gguf(out, metadata, {name: entry for name, entry in tensors.items() if entry[1] is not None})  # type: ignore[misc]
+    return out
+
+
+def test_errors_are_those_of_the_decoded_values(tmp_path: Path) -> None:
+    tensors = llama_tensors()
+    folder = checkpoint(tmp_path / "m", tensors)
+    subbyte.convert(folder, tmp_path / "a.gguf", to="gguf.q4_0")
+    result = subbyte.verify(tmp_path / "a.gguf", folder)
+    assert result.ok
+    (row,) = (row for row in result.tensors if row.name == "blk.1.ffn_down.weight")
+    want = tensors["model.layers.1.mlp.down_proj.weight"].astype(np.float64)
+    raw = GgufFile(tmp_path / "a.gguf").raw(row.name)
+    got = subbyte.decode("gguf.q4_0", {"blocks": raw}).astype(np.float64)
+    noise, signal = np.square(got - want).sum(), np.square(want).sum()
+    assert row.kind == "quantized"
+    assert row.max_error == np.abs(got - want).max()
+    assert row.rms_error == pytest.approx(math.sqrt(noise / want.size))
+    assert row.relative_error == pytest.approx(math.sqrt(noise / signal))
+    assert row.sqnr == pytest.approx(10 * math.log10(signal / noise))
+    assert row.cosine == pytest.approx((got * want).sum() / math.sqrt(np.square(got).sum() * signal))
+    exact = next(row for row in result.tensors if row.name == "output_norm.weight")
+    assert (exact.max_error, exact.relative_error, exact.sqnr, exact.cosine) == (0, 0, math.inf, pytest.approx(1))
+
+
+@pytest.mark.parametrize(
+    "target", ["f32", "f16", "bf16", "q8_0", "q5_k_s", "q3_k_l", "iq4_xs", "q2_k", "tq1_0", "tq2_0"]
+)
+def test_what_is_converted_verifies(tmp_path: Path, target: str) -> None:
+    subbyte.convert(SMALL_LLAMA, tmp_path / "a.gguf", to=f"gguf.{target}")
+    assert subbyte.verify(tmp_path / "a.gguf", SMALL_LLAMA).failures == ()
+
+
+def test_permuted_heads_are_undone(tmp_path: Path) -> None:
+    subbyte.convert(TINY, tmp_path / "a.gguf", to="gguf.bf16")
+    result = subbyte.verify(tmp_path / "a.gguf", TINY)
+    assert result.ok
+    assert {row.max_error for row in result.tensors} == {0.0}
+
+
+def test_a_gguf_source(tmp_path: Path) -> None:
+    result = subbyte.verify(
+        GOLDEN / "quantized" / "tiny-llama.Q4_K_M.gguf", GOLDEN / "convert" / "tiny-llama-bf16.gguf"
+    )
+    assert result.ok
+    assert len(result.tensors) == 22
+
+
+def test_structure_alone() -> None:
+    result = subbyte.verify(GOLDEN / "convert" / "tiny-llama-q8_0.gguf")
+    assert result.ok
+    assert "q_proj" not in result.table()
+    assert math.isnan(result.tensors[0].max_error)
+
+
+@pytest.fixture
+def q8(tmp_path: Path) -> Path:
+    subbyte.convert(TINY, tmp_path / "q8.gguf", to="gguf.q8_0")
+    return tmp_path / "q8.gguf"
+
+
+def test_swapped_rows_fail(q8: Path, tmp_path: Path) -> None:
+    raw = GgufFile(q8).raw("blk.0.attn_q.weight")
+    bad = rewrite(q8, tmp_path / "bad.gguf", {"blk.0.attn_q.weight": raw[::-1].copy()})
+    result = subbyte.verify(bad, TINY)
+    assert not result.ok
+    assert len(result.failures) == 1
+    assert "'blk.0.attn_q.weight': relative error" in result.failures[0]
+
+
+def test_one_wrong_value_of_an_exact_tensor_fails(q8: Path, tmp_path: Path) -> None:
+    norm = GgufFile(q8).raw("output_norm.weight").copy()
+    norm[..., 0] ^= 1
+    result = subbyte.verify(rewrite(q8, tmp_path / "bad.gguf", {"output_norm.weight": norm}), TINY)
+    assert "1 elements differ, equal values are expected" in result.failures[0]
+
+
+@pytest.mark.parametrize("target", ["f16", "bf16"])
+def test_rounding_is_allowed_half_a_unit_and_no_more(tmp_path: Path, target: str) -> None:
+    tensors = llama_tensors()
+    tensors["lm_head.weight"] = np.geomspace(1e-9, 6e4, 32 * 64, dtype=np.float32).reshape(32, 64)
+    folder = checkpoint(tmp_path / "m", tensors)
+    subbyte.convert(folder, tmp_path / "a.gguf", to=f"gguf.{target}")
+    assert subbyte.verify(tmp_path / "a.gguf", folder).ok
+    raw = GgufFile(tmp_path / "a.gguf").raw("output.weight").copy()
+    raw.view("<u2")[31, 60] += 1
+    result = subbyte.verify(rewrite(tmp_path / "a.gguf", tmp_path / "b.gguf", {"output.weight": raw}), folder)
+    assert "1 elements differ by more than rounding" in result.failures[0]
+
+
+def test_a_scale_that_is_not_finite_fails(q8: Path, tmp_path: Path) -> None:
+    raw = GgufFile(q8).raw("blk.1.ffn_up.weight").copy()
+    raw[5, 34:36] = (0x00, 0x7C)
+    for against in (None, TINY):
+        result = subbyte.verify(rewrite(q8, tmp_path / "bad.gguf", {"blk.1.ffn_up.weight": raw}), against)
+        assert "'blk.1.ffn_up.weight': NaN or infinite at row 5, column 32" in result.failures[0]
+
+
+def test_missing_extra_and_reshaped_tensors_fail(q8: Path, tmp_path: Path) -> None:
+    bad = rewrite(q8, tmp_path / "bad.gguf", {"blk.1.ffn_up.weight": None})
+    assert subbyte.verify(bad, TINY).failures == ("tensor 'blk.1.ffn_up.weight': missing, the source has it",)
+    assert "the source has no such tensor" in subbyte.verify(q8, bad).failures[0]
+    raw = GgufFile(q8).raw("blk.1.ffn_up.weight")
+    bad = rewrite(q8, tmp_path / "bad2.gguf", {"blk.1.ffn_up.weight": raw[:-1].copy()})
+    assert "shape (95, 64), the source has (96, 64)" in subbyte.verify(bad, TINY).failures[0]
+
+
+def test_chunks_do_not_change_the_result(q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = subbyte.verify(q8, TINY)
+    monkeypatch.setattr(sys.modules["subbyte.convert.verification"], "CHUNK", 64 * 5)
+    for a, b in zip(whole.tensors, subbyte.verify(q8, TINY).tensors, strict=True):
+        assert (a.max_error, a.failure) == (b.max_error, b.failure)
+        assert a.relative_error == pytest.approx(b.relative_error)
+
+
+def test_json_has_no_infinities(q8: Path) -> None:
+    text = json.dumps(subbyte.verify(q8, TINY).to_json(), allow_nan=False)
+    assert json.loads(text)["ok"] is True
+
+
+def test_only_gguf_files_are_verified(tmp_path: Path) -> None:
+    with pytest.raises(subbyte.Error, match="GGUF"):
+        subbyte.verify(TINY)
+    with pytest.raises(subbyte.IoError):
+        subbyte.verify(tmp_path / "nothing.gguf")
