@@ -2,26 +2,6 @@
 //! followed by the scalar decode and encode that define it. The vector versions are in [`crate::kernels::generic`];
 //! [`rows`] applies either to whole tensors.
 
-/// Formats that are not written yet (removed when the last one is).
-macro_rules! stub_formats {
-    ($($name:ident: $ty:ident),*) => {$(
-        /// Not written yet.
-        #[allow(non_camel_case_types)]
-        #[derive(Clone, Copy, Debug)]
-        pub struct $name;
-        impl $crate::block::BlockFormat for $name {
-            const TYPE: $crate::GgmlType = $crate::GgmlType::$ty;
-            fn decode(_: &[u8], _: &mut [f32]) {
-                unimplemented!("not written yet")
-            }
-            fn encode(_: $crate::block::Rows<'_>, _: &mut [u8]) {
-                unimplemented!("not written yet")
-            }
-        }
-    )*};
-}
-pub(crate) use stub_formats;
-
 pub mod iquant;
 pub mod kquant;
 pub mod legacy;
