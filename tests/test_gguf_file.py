@@ -22,7 +22,7 @@ import pytest
 import subbyte
 from subbyte import _native
 from subbyte.io import same_file
-from subbyte.io.gguf import GgufFile, GgufValue, GgufWriter, StringArray, write_gguf
+from subbyte.io.gguf import GgufFile, GgufValue, GgufWriter, StringArray, gguf_nbytes, write_gguf
 
 GOLDEN = Path(__file__).parent / "golden" / "gguf"
 CONTAINER = json.loads((GOLDEN / "container" / "expected.json").read_text())
@@ -189,7 +189,8 @@ def test_gguf_py_reads_what_we_write(tmp_path: Path) -> None:
     assert ours.metadata_types == {
         "general.architecture": "str", "general.alignment": "u32", "a.bool": "bool", "a.int": "u32",
         "a.negative": "i32", "a.big": "u64", "a.float": "f32", "a.numpy": "i16", "a.array": "arr[f64]",
-        "a.ints": "arr[u32]", "a.floats": "arr[f32]", "a.strings": "arr[str]", "a.bools": "arr[bool]", "a.stated": "arr[u8]",
+        "a.ints": "arr[u32]", "a.floats": "arr[f32]", "a.strings": "arr[str]",
+        "a.bools": "arr[bool]", "a.stated": "arr[u8]",
     }  # fmt: skip
     theirs = gguf_py_reader(path)
     for key, value in ours.metadata.items():
@@ -319,6 +320,37 @@ def test_shapes_and_plain_types(tmp_path: Path) -> None:
         file.array("missing")
     with pytest.raises(subbyte.UnsupportedError, match=r"subbyte\.decode"):
         GgufFile(GOLDEN / "container" / "all_types.gguf").array("t.Q4_K")
+
+
+def test_ranges_of_a_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    blocks = np.arange(204, dtype=np.uint8).reshape(3, 68)
+    write_gguf(path, {}, {"t": ("Q8_0", blocks)})
+    for mmap in (True, False):
+        file = GgufFile(path, mmap=mmap)
+        np.testing.assert_array_equal(file.read("t", 68, 136), blocks[1:].reshape(-1))
+        assert file.read("t", 204, 0).size == 0
+        for start, count in [(0, 205), (204, 1), (205, 0), (2**63, 1), (1, 2**64 - 1)]:
+            with pytest.raises(subbyte.ArgumentError, match="the tensor has 204"):
+                file.read("t", start, count)
+
+
+def test_planned_size(tmp_path: Path) -> None:
+    metadata, plan = {"general.architecture": "test"}, [("a", "Q8_0", (3, 64)), ("b", "F32", (5,))]
+    with GgufWriter(tmp_path / "x.gguf", metadata, plan) as writer:
+        writer.write("a", bytes(204))
+        writer.write("b", bytes(20))
+    assert gguf_nbytes(metadata, plan) == writer.nbytes == (tmp_path / "x.gguf").stat().st_size
+
+
+def test_data_that_is_not_aligned_to_its_elements(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    for length in range(4):
+        write_gguf(path, {"k": "x" * length}, {"t": np.arange(3, dtype=np.float32)}, alignment=1)
+        array = GgufFile(path).array("t")
+        assert array.flags.aligned
+        assert not array.flags.writeable
+        np.testing.assert_array_equal(array, [0, 1, 2])
 
 
 def test_bfloat16(tmp_path: Path) -> None:

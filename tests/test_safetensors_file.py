@@ -151,6 +151,19 @@ def test_folders(tmp_path: Path) -> None:
     assert list(SafetensorsFile(tmp_path)) == ["c"]
 
 
+def test_data_that_is_not_aligned_to_its_elements(tmp_path: Path) -> None:
+    """Old writers did not pad the header."""
+    path = tmp_path / "x.safetensors"
+    data = np.arange(3, dtype=np.float64)
+    text = b'{"t":{"dtype":"F64","shape":[3],"data_offsets":[0,24]}}'
+    for spaces in range(8):
+        header = text + b" " * spaces
+        path.write_bytes(len(header).to_bytes(8, "little") + header + data.tobytes())
+        array = SafetensorsFile(path).array("t")
+        assert array.flags.aligned
+        np.testing.assert_array_equal(array, data)
+
+
 def test_small_elements(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with SafetensorsWriter(path, [("f4", "F4", (2, 4)), ("f6", "F6_E2M3", (4,))]) as writer:

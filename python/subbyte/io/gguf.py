@@ -19,7 +19,7 @@ import numpy.typing as npt
 from subbyte import _native
 from subbyte.arrays import Array, small_float
 from subbyte.errors import ArgumentError, UnsupportedError
-from subbyte.io.source import PlannedWriter, to_bytes, view
+from subbyte.io.source import PlannedWriter, to_bytes, typed, view
 
 __all__ = ["GgufFile", "GgufTensor", "GgufValue", "GgufWriter", "StringArray", "gguf_nbytes", "write_gguf"]
 
@@ -252,11 +252,8 @@ class GgufFile(Mapping[str, GgufTensor]):
             UnsupportedError: a type whose big-endian form is not defined.
             CorruptError: the file shrank.
         """
-        shard, index, row = self._places[name]
-        if self._reader is None:
-            raise ValueError("the file is closed")
-        data = view(self._reader.raw(shard, index))
-        return data.reshape(*self._tensors[name].shape[:-1], row)
+        tensor = self._tensors[name]
+        return self.read(name, 0, tensor.nbytes).reshape(*tensor.shape[:-1], self._places[name][2])
 
     def read(self, name: str, start: int, count: int) -> npt.NDArray[np.uint8]:
         """``count`` stored bytes from byte ``start`` of a tensor: ``uint8``, one row; copied where not mapped.
@@ -288,7 +285,7 @@ class GgufFile(Mapping[str, GgufTensor]):
             raise UnsupportedError(
                 f"{tensor.type} is not a plain array; decode raw() with subbyte.decode", file=tensor.path, tensor=name
             )
-        return self.raw(name).reshape(-1).view(dtype).reshape(tensor.shape)
+        return typed(self.read(name, 0, tensor.nbytes), dtype, tensor.shape)
 
     def close(self) -> None:
         """Lets go of the files; arrays handed out stay valid, and so do metadata."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from subbyte import _native
 from subbyte.arrays import Array, small_float
 from subbyte.errors import ArgumentError, CorruptError, FormatError, UnsupportedError
-from subbyte.io.source import PlannedWriter, load_json, view
+from subbyte.io.source import PlannedWriter, load_json, typed, view
 
 __all__ = ["SafetensorsFile", "SafetensorsTensor", "SafetensorsWriter", "write_safetensors"]
 
@@ -135,10 +135,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
             KeyError: no such tensor.
             CorruptError: the file shrank.
         """
-        shard, number = self._places[name]
-        if self._readers is None:
-            raise ValueError("the file is closed")
-        return view(self._readers[shard].raw(number))
+        return self.read(name, 0, self._tensors[name].nbytes)
 
     def read(self, name: str, start: int, count: int) -> npt.NDArray[np.uint8]:
         """``count`` stored bytes from byte ``start`` of a tensor: ``uint8``, one row; copied where not mapped.
@@ -154,7 +151,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
         return view(self._readers[shard].raw(number, start, count))
 
     def array(self, name: str) -> Array:
-        """A tensor as an array, a view of the file.
+        """A tensor as an array, a view of the file (a copy where the file does not align it).
 
         BF16 and the F8 types are `ml_dtypes` arrays where that package is installed, else their bits (``uint16``,
         ``uint8``).
@@ -172,7 +169,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
         data = self.raw(name)
         if dtype == np.bool_ and data.size and data.max() > 1:
             raise CorruptError("a bool is stored as neither 0 nor 1", file=tensor.path, tensor=name)
-        return data.view(dtype).reshape(tensor.shape)
+        return typed(data, dtype, tensor.shape)
 
     def close(self) -> None:
         """Lets go of the files; arrays handed out stay valid."""

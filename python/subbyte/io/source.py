@@ -65,6 +65,15 @@ def view(data: _native.FileBytes) -> npt.NDArray[np.uint8]:
     return empty
 
 
+def typed(data: npt.NDArray[np.uint8], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """A row of bytes as an array; a read-only copy where they are not aligned to their elements (old writers)."""
+    array = data.view(dtype).reshape(shape)
+    if not array.flags.aligned:
+        array = array.copy()
+        array.flags.writeable = False
+    return array
+
+
 def contiguous(array: Array) -> Array:
     """The array C-contiguous and little-endian; itself where it is."""
     array = np.asarray(array, order="C")
