@@ -149,6 +149,25 @@ pub trait Simd: Copy + Send + Sync + 'static {
             Self::lookup(table, Self::ior(idx, Self::iload(QUARTER.as_ptr())))
         }
     }
+    /// Flips the sign of lane `i` where bit `i` is set.
+    #[inline(always)]
+    unsafe fn flip(v: Self::F, bits: u32) -> Self::F {
+        const TO_SIGN: [i32; LANES] = [31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16];
+        unsafe {
+            let signs = Self::ishlv(Self::isplat(bits as i32), Self::iload(TO_SIGN.as_ptr()));
+            Self::from_bits(Self::ixor(Self::bits(v), Self::iand(signs, Self::isplat(i32::MIN))))
+        }
+    }
+    /// Unsigned bytes, the lowest first.
+    #[inline(always)]
+    unsafe fn widen8(bytes: [u64; 2]) -> Self::F {
+        unsafe { Self::to_f(Self::load_u8(bytes.map(u64::to_le).as_ptr().cast())) }
+    }
+    /// Unsigned bytes, the lowest first.
+    #[inline(always)]
+    unsafe fn widen4(bytes: [u32; 4]) -> Self::F {
+        unsafe { Self::to_f(Self::load_u8(bytes.map(u32::to_le).as_ptr().cast())) }
+    }
     /// The smallest lane; no lane is NaN.
     #[inline(always)]
     unsafe fn min_lane(v: Self::F) -> f32 {

@@ -18,6 +18,7 @@ use super::tables::{IQ2XS_ROWS, even_signs};
 use crate::block::search::EPS;
 use crate::block::{BlockFormat, Rows, f16_at, u16_at};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The IQ2_XS format.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,11 @@ impl BlockFormat for Iq2Xs {
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
         sweep::encode::<Self>(rows, dst);
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::iq23_decode::iq2_xs::<S, STREAM>(src, dst) }
     }
 }
 

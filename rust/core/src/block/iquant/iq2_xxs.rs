@@ -18,6 +18,7 @@ use super::tables::{IQ2XXS_ROWS, even_signs};
 use crate::block::search::{EPS, qp};
 use crate::block::{BlockFormat, Rows, f16_at, u32_at};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The IQ2_XXS format.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +43,11 @@ impl BlockFormat for Iq2Xxs {
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
         sweep::encode::<Self>(rows, dst);
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::iq23_decode::iq2_xxs::<S, STREAM>(src, dst) }
     }
 }
 

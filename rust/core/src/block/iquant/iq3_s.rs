@@ -21,6 +21,7 @@ use super::sweep::{self, GridSweep, Refit, SubBlock};
 use super::tables::IQ3S_ROWS;
 use crate::block::{BlockFormat, Rows, f16_at};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The IQ3_S format.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +45,11 @@ impl BlockFormat for Iq3S {
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
         sweep::encode::<Self>(rows, dst);
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::iq23_decode::iq3_s::<S, STREAM>(src, dst) }
     }
 }
 

@@ -17,6 +17,7 @@ use super::sweep::{self, GridSweep, Refit, SubBlock};
 use super::tables::{IQ3XXS_ROWS, even_signs};
 use crate::block::{BlockFormat, Rows, f16_at, u32_at};
 use crate::ggml::GgmlType;
+use crate::kernels::{generic, simd::Simd};
 
 /// The IQ3_XXS format.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +45,11 @@ impl BlockFormat for Iq3Xxs {
 
     fn encode(rows: Rows<'_>, dst: &mut [u8]) {
         sweep::encode::<Self>(rows, dst);
+    }
+
+    #[inline(always)]
+    unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
+        unsafe { generic::iq23_decode::iq3_xxs::<S, STREAM>(src, dst) }
     }
 }
 

@@ -245,6 +245,14 @@ impl Simd for Avx2 {
 
     #[inline(always)] unsafe fn splat4(p: *const f32) -> F { unsafe { [_mm256_broadcast_ps(&*p.cast()); 2] } }
     #[inline(always)] unsafe fn lookup4(t: F, i: I) -> F { each!(_mm256_permutevar_ps, t, i) }
+    #[inline(always)] unsafe fn widen8(b: [u64; 2]) -> F { unsafe { [_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(b[0] as i64))), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(b[1] as i64)))] } }
+    #[inline(always)]
+    unsafe fn widen4(b: [u32; 4]) -> F {
+        unsafe {
+            let half = |low: u32, high: u32| _mm_insert_epi32::<1>(_mm_cvtsi32_si128(low as i32), high as i32);
+            [_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(half(b[0], b[1]))), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(half(b[2], b[3])))]
+        }
+    }
     #[inline(always)]
     unsafe fn min_lane(v: F) -> f32 {
         unsafe {

@@ -154,6 +154,9 @@ impl Simd for Avx512 {
 
     #[inline(always)] unsafe fn splat4(p: *const f32) -> __m512 { unsafe { _mm512_broadcast_f32x4(_mm_loadu_ps(p)) } }
     #[inline(always)] unsafe fn lookup4(t: __m512, i: __m512i) -> __m512 { unsafe { _mm512_permutevar_ps(t, i) } }
+    #[inline(always)] unsafe fn flip(v: __m512, bits: u32) -> __m512 { unsafe { _mm512_mask_xor_ps(v, bits as u16, v, _mm512_set1_ps(-0.0)) } }
+    #[inline(always)] unsafe fn widen8(b: [u64; 2]) -> __m512 { unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x(b[1] as i64, b[0] as i64))) } }
+    #[inline(always)] unsafe fn widen4(b: [u32; 4]) -> __m512 { unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_setr_epi32(b[0] as i32, b[1] as i32, b[2] as i32, b[3] as i32))) } }
     #[inline(always)] unsafe fn min_lane(v: __m512) -> f32 { unsafe { _mm512_reduce_min_ps(v) } }
     #[inline(always)] unsafe fn umin_lane(v: __m512i) -> u32 { unsafe { _mm512_reduce_min_epu32(v) } }
 }
