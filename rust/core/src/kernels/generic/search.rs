@@ -132,7 +132,7 @@ pub unsafe fn signed_code<S: Simd>(n: i32, isc: S::F, x: S::F) -> S::I {
 pub struct Symmetric<F> {
     /// The scale.
     pub scale: F,
-    /// The inverse scale that gives the codes; 0 only in lanes that count as zero, whose codes are 0.
+    /// The inverse scale that gives the codes; NaN in lanes that count as zero, whose codes are 0.
     pub isc: F,
 }
 
@@ -142,8 +142,21 @@ impl<F: Copy> Symmetric<F> {
     pub unsafe fn code<S: Simd<F = F>>(&self, n: i32, x: F) -> S::I {
         unsafe {
             let l = S::iadd(signed_code::<S>(n, self.isc, x), S::isplat(n));
-            S::iselect(S::eq(self.isc, S::splat(0.0)), S::isplat(0), l)
+            S::iselect(S::eq(self.isc, self.isc), l, S::isplat(0))
         }
+    }
+}
+
+/// Added and subtracted, it rounds magnitudes below 2^22 to whole numbers.
+const ROUND: f32 = 12_582_912.0;
+
+/// Codes in `lo..=hi` as floats of |v| < 2^22: [`Simd::nint`], limits and conversion in one.
+#[inline(always)]
+unsafe fn small_code<S: Simd>(v: S::F, lo: i32, hi: i32) -> S::F {
+    unsafe {
+        let (lo, hi) = (S::splat(ROUND + lo as f32), S::splat(ROUND + hi as f32));
+        let l = clamp::<S>(S::bits(S::add(v, S::splat(ROUND))), S::bits(lo), S::bits(hi));
+        S::sub(S::from_bits(l), S::splat(ROUND))
     }
 }
 
@@ -154,29 +167,33 @@ pub unsafe fn qx<S: Simd, const N: usize>(n: i32, x: &[S::F; N], w: &[S::F; N]) 
         let zero = S::splat(0.0);
         let (amax, max) = first_max::<S, N>(x);
         let skip = S::lt(amax, S::splat(EPS));
+        // No product with an inverse scale exceeds n + 1 in magnitude, unless an element is infinite.
+        let wild = S::m_any(S::ge(amax, S::splat(f32::INFINITY)));
         let (mut scale, mut best, mut best_isc) = (zero, zero, zero);
         let mut wx = *x;
         for (wx, w) in wx.iter_mut().zip(w) {
             *wx = S::mul(*w, *wx);
         }
-        for t in 0..19 {
+        for t in -10i32..=9 {
             // 0 first, then -9..=9 without 0.
-            let s = if t == 0 {
-                0
-            } else if t < 10 {
-                t - 10
-            } else {
-                t - 9
+            let s = match t {
+                -10 => 0,
+                0 => continue,
+                _ => t,
             };
             let isc = S::div(S::splat(-(n as f32 + 0.1 * s as f32)), max);
             let (mut a, mut b) = (zero, zero);
             for i in 0..N {
-                let l = S::to_f(signed_code::<S>(n, isc, x[i]));
+                let l = if wild {
+                    S::to_f(signed_code::<S>(n, isc, x[i]))
+                } else {
+                    small_code::<S>(S::mul(isc, x[i]), -n, n - 1)
+                };
                 a = S::add(a, S::mul(wx[i], l));
                 b = S::add(b, S::mul(S::mul(w[i], l), l));
             }
             let quotient = S::div(a, b);
-            if t == 0 {
+            if s == 0 {
                 scale = S::select(S::eq(b, zero), zero, quotient);
                 best = S::mul(scale, a);
                 best_isc = isc;
@@ -187,12 +204,9 @@ pub unsafe fn qx<S: Simd, const N: usize>(n: i32, x: &[S::F; N], w: &[S::F; N]) 
                 best_isc = S::select(better, isc, best_isc);
             }
         }
-        Symmetric { scale: S::select(skip, zero, scale), isc: S::select(skip, zero, best_isc) }
+        Symmetric { scale: S::select(skip, zero, scale), isc: S::select(skip, S::splat(f32::NAN), best_isc) }
     }
 }
-
-/// Added and subtracted, it rounds magnitudes below 2^22 to whole numbers.
-const ROUND: f32 = 12_582_912.0;
 
 /// Largest magnitude for which the sums of [`q3`] stay below 2^126, where [`Simd::div_approx`] is good.
 const Q3_TAME: f32 = (1u64 << 36) as f32;
@@ -326,6 +340,7 @@ pub unsafe fn qk<S: Simd, const N: usize>(n: i32, x: &[S::F; N], w: &[S::F; N], 
             sw = S::add(sw, w[i]);
             sx = S::add(sx, S::mul(w[i], x[i]));
         }
+        let smallest = min;
         min = S::select(S::gt(min, zero), zero, min);
         let flat = S::le(max, min);
         let flat_min = min;
@@ -337,22 +352,34 @@ pub unsafe fn qk<S: Simd, const N: usize>(n: i32, x: &[S::F; N], w: &[S::F; N], 
         }
         let mut error = affine_error::<S, N>(&l, scale, min, x, w, sweep.mad);
         let (mut best_isc, mut best_min) = (isc, min);
+        let small = S::splat(4_194_304.0);
         for s in 0..=sweep.steps {
             let isc = S::div(S::splat(sweep.numerator(s, n)), S::sub(max, min));
+            // The products with the inverse scale lie between those of the smallest and the largest element.
+            let first = S::abs(S::mul(isc, S::sub(smallest, min)));
+            let last = S::abs(S::mul(isc, S::sub(max, min)));
+            let tame = S::m_or(flat, S::m_and(S::lt(first, small), S::lt(last, small)));
+            let wild = S::m_any(S::m_not(tame));
             let (mut sl, mut sll, mut sxl) = (zero, zero, zero);
             for i in 0..N {
-                l[i] = S::to_f(affine_code::<S>(n, isc, min, x[i]));
+                l[i] = if wild {
+                    S::to_f(affine_code::<S>(n, isc, min, x[i]))
+                } else {
+                    small_code::<S>(S::mul(isc, S::sub(x[i], min)), 0, n)
+                };
                 let wl = S::mul(w[i], l[i]);
                 sl = S::add(sl, wl);
                 sll = S::add(sll, S::mul(wl, l[i]));
                 sxl = S::add(sxl, S::mul(wl, x[i]));
             }
             let d = S::sub(S::mul(sw, sll), S::mul(sl, sl));
-            let scale1 = S::div(S::sub(S::mul(sw, sxl), S::mul(sx, sl)), d);
-            let min1 = S::div(S::sub(S::mul(sll, sx), S::mul(sl, sxl)), d);
+            let mut scale1 = S::div(S::sub(S::mul(sw, sxl), S::mul(sx, sl)), d);
+            let mut min1 = S::div(S::sub(S::mul(sll, sx), S::mul(sl, sxl)), d);
             let positive = S::gt(min1, zero);
-            let min1 = S::select(positive, zero, min1);
-            let scale1 = S::select(positive, S::div(sxl, sll), scale1);
+            if S::m_any(positive) {
+                min1 = S::select(positive, zero, min1);
+                scale1 = S::select(positive, S::div(sxl, sll), scale1);
+            }
             let error1 = affine_error::<S, N>(&l, scale1, min1, x, w, sweep.mad);
             let better = S::m_and(S::gt(d, zero), S::lt(error1, error));
             best_isc = S::select(better, isc, best_isc);
