@@ -118,6 +118,6 @@ impl BlockFormat for Q3K {
 
     #[inline(always)]
     unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
-        unsafe { generic::kquant_encode::encode_q3_k::<S>(rows, dst) }
+        unsafe { generic::kquant_encode_signed::encode_q3_k::<S>(rows, dst) }
     }
 }

@@ -1,11 +1,10 @@
 //! Vector decoders of the K-quants: 16 consecutive elements per vector.
 
-use crate::float;
 use crate::kernels::simd::{LANES, Simd};
 
 #[inline(always)]
-unsafe fn f16(p: *const u8) -> f32 {
-    unsafe { float::f16_to_f32(u16::from_le(p.cast::<u16>().read_unaligned())) }
+unsafe fn f16<S: Simd>(p: *const u8) -> S::F {
+    unsafe { S::splat_f16(p.cast()) }
 }
 
 #[inline(always)]
@@ -35,8 +34,8 @@ pub unsafe fn decode_q2_k<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f3
     for _ in 0..dst.len() / 256 {
         unsafe {
             let scales = S::load_u8(p);
-            let dl = S::mul(S::splat(f16(p.add(80))), S::to_f(S::iand(scales, S::isplat(15))));
-            let ml = S::mul(S::splat(f16(p.add(82))), S::to_f(S::ishr::<4>(scales)));
+            let dl = S::mul(f16::<S>(p.add(80)), S::to_f(S::iand(scales, S::isplat(15))));
+            let ml = S::mul(f16::<S>(p.add(82)), S::to_f(S::ishr::<4>(scales)));
             let (dl, ml) = (spill::<S>(dl), spill::<S>(ml));
             for half in 0..4 {
                 let (n, h) = (half / 2, half % 2);
@@ -69,7 +68,7 @@ pub unsafe fn decode_q3_k<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f3
                 b >> 4 & low | (t >> 6 & high) << 4,
             ]);
             let scales = S::to_f(S::isub(scales, S::isplat(32)));
-            let dl = spill::<S>(S::mul(S::splat(f16(p.add(108))), scales));
+            let dl = spill::<S>(S::mul(f16::<S>(p.add(108)), scales));
             for h in 0..2 {
                 // Bit 2 of the shifted mask is the high bit of the group at hand.
                 let mask = S::load_u8(p.add(16 * h));
@@ -99,7 +98,7 @@ unsafe fn scales_mins<S: Simd>(p: *const u8) -> [f32; LANES] {
         let (a, b, c) = (u32_le(p.add(4)), u32_le(p.add(8)), u32_le(p.add(12)));
         let (low4, low6, high2) = (0x0F0F_0F0F, 0x3F3F_3F3F, 0x3030_3030);
         let codes = lanes::<S>([a & low6, c & low4 | a >> 2 & high2, b & low6, c >> 4 & low4 | b >> 2 & high2]);
-        let factors = S::select(S::m_from_bits(0xFF), S::splat(f16(p)), S::splat(f16(p.add(2))));
+        let factors = S::select(S::m_from_bits(0xFF), f16::<S>(p), f16::<S>(p.add(2)));
         spill::<S>(S::mul(factors, S::to_f(codes)))
     }
 }
@@ -167,7 +166,7 @@ pub unsafe fn decode_q6_k<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f3
     for _ in 0..dst.len() / 256 {
         unsafe {
             let scales = S::to_f(S::load_i8(p.add(192).cast()));
-            let dl = spill::<S>(S::mul(S::splat(f16(p.add(208))), scales));
+            let dl = spill::<S>(S::mul(f16::<S>(p.add(208)), scales));
             for half in 0..4 {
                 let (n, h) = (half / 2, half % 2);
                 let low = [S::load_u8(p.add(64 * n + 16 * h)), S::load_u8(p.add(64 * n + 32 + 16 * h))];

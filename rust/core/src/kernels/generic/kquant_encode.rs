@@ -6,29 +6,29 @@
 
 use crate::block::Rows;
 use crate::block::kquant::{q2_k, q4_k, q5_k};
-use crate::block::search::{EPS, Sweep};
+use crate::block::search::Sweep;
 use crate::kernels::generic::search::{self, Affine, Batch, load_lanes};
 use crate::kernels::simd::{LANES, Simd};
 
 /// Elements of a block, transposed: sub-block, element, lane = block.
-type Block<F, const N: usize, const SUBS: usize> = [[F; N]; SUBS];
+pub(super) type Block<F, const N: usize, const SUBS: usize> = [[F; N]; SUBS];
 
 /// What step 3 needs to know of a batch.
-struct Requantize<const SUBS: usize> {
+pub(super) struct Requantize<const SUBS: usize> {
     /// Scale of each sub-block as it will be decoded.
     dl: [[f32; LANES]; SUBS],
     /// Offset of each sub-block as it will be decoded (0 in symmetric types).
     ml: [[f32; LANES]; SUBS],
     /// Codes of the search, by element; only written where a lane's `dl` is 0.
-    codes: [[u8; LANES]; 256],
+    pub(super) codes: [[u8; LANES]; 256],
 }
 
 impl<const SUBS: usize> Requantize<SUBS> {
-    const NEW: Self = Self { dl: [[0.0; LANES]; SUBS], ml: [[0.0; LANES]; SUBS], codes: [[0; LANES]; 256] };
+    pub(super) const NEW: Self = Self { dl: [[0.0; LANES]; SUBS], ml: [[0.0; LANES]; SUBS], codes: [[0; LANES]; 256] };
 
     /// Notes the scale of sub-block `j`. Returns whether the codes of the search are needed.
     #[inline(always)]
-    unsafe fn set<S: Simd>(&mut self, j: usize, dl: S::F, ml: S::F) -> bool {
+    pub(super) unsafe fn set<S: Simd>(&mut self, j: usize, dl: S::F, ml: S::F) -> bool {
         unsafe {
             S::store(self.dl[j].as_mut_ptr(), dl);
             S::store(self.ml[j].as_mut_ptr(), ml);
@@ -62,7 +62,7 @@ impl<const SUBS: usize> Requantize<SUBS> {
 
     /// [`Self::codes`] of the elements from `i`, `i + 32`, `i + 64` and `i + 96`.
     #[inline(always)]
-    unsafe fn codes4<S: Simd>(&self, x: *const f32, i: usize, lane: usize, lo: i32, hi: i32) -> [S::I; 4] {
+    pub(super) unsafe fn codes4<S: Simd>(&self, x: *const f32, i: usize, lane: usize, lo: i32, hi: i32) -> [S::I; 4] {
         unsafe {
             let mut q = [S::isplat(0); 4];
             for (g, q) in q.iter_mut().enumerate() {
@@ -74,7 +74,9 @@ impl<const SUBS: usize> Requantize<SUBS> {
 }
 
 #[inline(always)]
-unsafe fn load_block<S: Simd, const N: usize, const SUBS: usize>(p: &[*const f32; LANES]) -> Block<S::F, N, SUBS> {
+pub(super) unsafe fn load_block<S: Simd, const N: usize, const SUBS: usize>(
+    p: &[*const f32; LANES],
+) -> Block<S::F, N, SUBS> {
     unsafe {
         let mut x = [[S::splat(0.0); N]; SUBS];
         for (j, x) in x.iter_mut().enumerate() {
@@ -86,13 +88,13 @@ unsafe fn load_block<S: Simd, const N: usize, const SUBS: usize>(p: &[*const f32
 
 /// σ² of the importance weights: `factor` · Σ x² / 256.
 #[inline(always)]
-unsafe fn sigma2<S: Simd, const N: usize, const SUBS: usize>(x: &Block<S::F, N, SUBS>, factor: f32) -> S::F {
+pub(super) unsafe fn sigma2<S: Simd, const N: usize, const SUBS: usize>(x: &Block<S::F, N, SUBS>, factor: f32) -> S::F {
     unsafe { S::div(S::mul(S::splat(factor), search::sum_squares::<S>(x.as_flattened())), S::splat(256.0)) }
 }
 
 /// Rounds through f16: stores the bits, returns the value as it will be decoded.
 #[inline(always)]
-unsafe fn round_f16<S: Simd>(bits: &mut [u16; LANES], v: S::F) -> S::F {
+pub(super) unsafe fn round_f16<S: Simd>(bits: &mut [u16; LANES], v: S::F) -> S::F {
     unsafe {
         S::store_f16(bits.as_mut_ptr(), v);
         S::load_f16(bits.as_ptr())
@@ -216,7 +218,7 @@ unsafe fn keep_affine<S: Simd, const N: usize, const SUBS: usize>(
 
 /// Writes byte `k` of every block's packed scales.
 #[inline(always)]
-unsafe fn column<const K: usize>(bytes: &[[u8; LANES]; K], lane: usize, to: *mut u8) {
+pub(super) unsafe fn column<const K: usize>(bytes: &[[u8; LANES]; K], lane: usize, to: *mut u8) {
     for (k, b) in bytes.iter().enumerate() {
         unsafe { *to.add(k) = b[lane] }
     }
@@ -257,116 +259,6 @@ pub unsafe fn encode_q2_k<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
                 }
                 b.add(80).cast::<u16>().write_unaligned(bits[0][lane].to_le());
                 b.add(82).cast::<u16>().write_unaligned(bits[1][lane].to_le());
-            }
-        }
-    }
-}
-
-/// Rounds signed scales against the one with the largest magnitude, which becomes `-top`:
-/// (largest magnitude, super-scale, signed codes).
-#[inline(always)]
-unsafe fn round_signed<S: Simd>(scales: &[S::F; 16], top: i32) -> (S::F, S::F, [S::I; 16]) {
-    unsafe {
-        let (amax, max) = search::first_max::<S, 16>(scales);
-        let isc = S::div(S::splat(-(top as f32)), max);
-        let mut codes = [S::isplat(0); 16];
-        for (c, s) in codes.iter_mut().zip(scales) {
-            *c = S::nint(S::mul(isc, *s));
-        }
-        (amax, S::div(S::splat(1.0), isc), codes)
-    }
-}
-
-/// The scales of Q3_K: super-scale and codes in 0..64; and the codes of the searches.
-#[inline(always)]
-unsafe fn search_q3_k<S: Simd>(
-    batch: &Batch,
-    x: &Block<S::F, 16, 16>,
-    codes: &mut [[u8; LANES]; 256],
-) -> (S::F, [S::I; 16]) {
-    unsafe {
-        let zero = S::splat(0.0);
-        let mut scales = [zero; 16];
-        let mut rounded = [S::isplat(0); 16];
-        if let Some(p) = &batch.importance {
-            let sigma = sigma2::<S, 16, 16>(x, 2.0);
-            let mut sums = [zero; 16];
-            for j in 0..16 {
-                let w = search::weights::<S, 16>(&load_lanes::<S, 16>(p, 16 * j), sigma, &x[j]);
-                sums[j] = search::sum::<S, 16>(&w);
-                let found = search::qx::<S, 16>(4, &x[j], &w);
-                scales[j] = found.scale;
-                for (x, codes) in x[j].iter().zip(&mut codes[16 * j..]) {
-                    S::store_u8(codes.as_mut_ptr(), found.code::<S>(4, *x));
-                }
-            }
-            let found = search::qx::<S, 16>(32, &scales, &sums);
-            for (r, s) in rounded.iter_mut().zip(&scales) {
-                *r = found.code::<S>(32, *s);
-            }
-            return (found.scale, rounded);
-        }
-        for (j, x) in x.iter().enumerate() {
-            let (scale, l) = search::q3::<S, 16>(4, x);
-            scales[j] = scale;
-            for (l, codes) in l.iter().zip(&mut codes[16 * j..]) {
-                S::store_u8(codes.as_mut_ptr(), *l);
-            }
-        }
-        let (amax, d, codes) = round_signed::<S>(&scales, 32);
-        let some = S::gt(amax, zero);
-        for (r, c) in rounded.iter_mut().zip(codes) {
-            let c = S::imin(S::imax(c, S::isplat(-32)), S::isplat(31));
-            *r = S::iselect(some, S::iadd(c, S::isplat(32)), S::isplat(0));
-        }
-        (S::select(some, d, zero), rounded)
-    }
-}
-
-/// Encodes rows as Q3_K.
-#[inline(always)]
-pub unsafe fn encode_q3_k<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
-    let mut keep = Requantize::<16>::NEW;
-    for first in (0..rows.x.len() / 256).step_by(LANES) {
-        unsafe {
-            let batch = Batch::new(&rows, 256, first);
-            let x = load_block::<S, 16, 16>(&batch.x);
-            let (d, sc) = search_q3_k::<S>(&batch, &x, &mut keep.codes);
-            let mut bits = [0u16; LANES];
-            let d = round_f16::<S>(&mut bits, d);
-            let mut scales = [[0u8; LANES]; 12];
-            let nibble = S::isplat(15);
-            for j in 0..8 {
-                let packed = S::ior(S::iand(sc[j], nibble), S::ishl::<4>(S::iand(sc[j + 8], nibble)));
-                S::store_u8(scales[j].as_mut_ptr(), packed);
-            }
-            for j in 0..4 {
-                let low = S::ior(S::ishr::<4>(sc[j]), S::ishl::<2>(S::ishr::<4>(sc[j + 4])));
-                let high = S::ior(S::ishl::<4>(S::ishr::<4>(sc[j + 8])), S::ishl::<6>(S::ishr::<4>(sc[j + 12])));
-                S::store_u8(scales[8 + j].as_mut_ptr(), S::ior(low, high));
-            }
-            for (j, sc) in sc.iter().enumerate() {
-                keep.set::<S>(j, S::mul(d, S::to_f(S::isub(*sc, S::isplat(32)))), S::splat(0.0));
-            }
-            for lane in 0..batch.count {
-                let b = dst.as_mut_ptr().add((first + lane) * 110);
-                for l in [0, 16] {
-                    let mut high = S::isplat(0);
-                    for n in 0..2 {
-                        let q = keep.codes4::<S>(batch.x[lane], 128 * n + l, lane, -4, 3);
-                        let mut low = S::isplat(0);
-                        let mut bits = S::isplat(0);
-                        for q in q.iter().rev() {
-                            low = S::ior(S::ishl::<2>(low), S::iand(*q, S::isplat(3)));
-                            bits = S::ior(S::ishl::<1>(bits), S::ishr::<2>(*q));
-                        }
-                        high = S::ior(high, if n == 0 { bits } else { S::ishl::<4>(bits) });
-                        S::store_u8(b.add(32 + 32 * n + l), low);
-                    }
-                    S::store_u8(b.add(l), high);
-                }
-                column(&scales, lane, b.add(96));
-                b.add(108).cast::<u16>().write_unaligned(bits[lane].to_le());
             }
         }
     }
@@ -480,119 +372,5 @@ pub unsafe fn encode_q5_k<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
                 S::store_u8(b.add(32), bits[1]);
             }
         }
-    }
-}
-
-/// Encodes rows as Q6_K.
-#[inline(always)]
-pub unsafe fn encode_q6_k<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
-    let mut keep = Requantize::<16>::NEW;
-    for first in (0..rows.x.len() / 256).step_by(LANES) {
-        unsafe {
-            let batch = Batch::new(&rows, 256, first);
-            let x = load_block::<S, 16, 16>(&batch.x);
-            let zero = S::splat(0.0);
-            let mut found = [search::Symmetric { scale: zero, isc: zero }; 16];
-            let mut values = [zero; 16];
-            for j in 0..16 {
-                let w = match &batch.importance {
-                    Some(p) => load_lanes::<S, 16>(p, 16 * j),
-                    None => search::squares::<S, 16>(&x[j]),
-                };
-                found[j] = search::qx::<S, 16>(32, &x[j], &w);
-                values[j] = found[j].scale;
-            }
-            let (amax, d, sc) = round_signed::<S>(&values, 128);
-            let zero_blocks = S::m_bits(S::lt(amax, S::splat(EPS)));
-            let mut bits = [0u16; LANES];
-            let d = round_f16::<S>(&mut bits, d);
-            let mut scales = [[0u8; LANES]; 16];
-            for j in 0..16 {
-                let sc = S::iand(S::imin(sc[j], S::isplat(127)), S::isplat(255));
-                S::store_u8(scales[j].as_mut_ptr(), sc);
-                let signed = S::isub(S::ixor(sc, S::isplat(128)), S::isplat(128));
-                if keep.set::<S>(j, S::mul(d, S::to_f(signed)), zero) {
-                    for (x, codes) in x[j].iter().zip(&mut keep.codes[16 * j..]) {
-                        S::store_u8(codes.as_mut_ptr(), found[j].code::<S>(32, *x));
-                    }
-                }
-            }
-            for lane in 0..batch.count {
-                let b = dst.as_mut_ptr().add((first + lane) * 210);
-                if zero_blocks >> lane & 1 == 1 {
-                    b.write_bytes(0, 210);
-                    continue;
-                }
-                for n in 0..2 {
-                    for l in [0, 16] {
-                        let [q1, q2, q3, q4] = keep.codes4::<S>(batch.x[lane], 128 * n + l, lane, -32, 31);
-                        let nibble = S::isplat(15);
-                        let a = S::ior(S::iand(q1, nibble), S::ishl::<4>(q3));
-                        let c = S::ior(S::iand(q2, nibble), S::ishl::<4>(q4));
-                        S::store_u8(b.add(64 * n + l), a);
-                        S::store_u8(b.add(64 * n + 32 + l), c);
-                        let low = S::ior(S::ishr::<4>(q1), S::ishl::<2>(S::ishr::<4>(q2)));
-                        let high = S::ior(S::ishl::<4>(S::ishr::<4>(q3)), S::ishl::<6>(S::ishr::<4>(q4)));
-                        S::store_u8(b.add(128 + 32 * n + l), S::ior(low, high));
-                    }
-                }
-                column(&scales, lane, b.add(192));
-                b.add(208).cast::<u16>().write_unaligned(bits[lane].to_le());
-            }
-        }
-    }
-}
-
-/// Encodes rows as Q8_K.
-#[inline(always)]
-pub unsafe fn encode_q8_k<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
-    for (x, b) in rows.x.as_chunks::<256>().0.iter().zip(dst.as_chunks_mut::<292>().0) {
-        unsafe {
-            let mut v = [S::splat(0.0); LANES];
-            for (v, x) in v.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                *v = S::load(x.as_ptr());
-            }
-            let max = first_max_of_block::<S>(x, &v);
-            if max == 0.0 {
-                b.fill(0);
-                continue;
-            }
-            let isc = -127.0 / max;
-            b[..4].copy_from_slice(&(1.0 / isc).to_le_bytes());
-            for (j, v) in v.iter_mut().enumerate() {
-                let l = S::imin(S::nint(S::mul(S::splat(isc), *v)), S::isplat(127));
-                S::store_u8(b.as_mut_ptr().add(4 + 16 * j), l);
-                // Only the low 8 bits are stored and summed.
-                let l = S::isub(S::ixor(S::iand(l, S::isplat(255)), S::isplat(128)), S::isplat(128));
-                *v = S::from_bits(l);
-            }
-            S::transpose(&mut v);
-            let mut sums = S::isplat(0);
-            for v in v {
-                sums = S::iadd(sums, S::bits(v));
-            }
-            S::store_u16(b.as_mut_ptr().add(260).cast(), sums);
-        }
-    }
-}
-
-/// The first of the elements with the largest magnitude; `v` holds them as vectors.
-#[inline(always)]
-unsafe fn first_max_of_block<S: Simd>(x: &[f32; 256], v: &[S::F; LANES]) -> f32 {
-    unsafe {
-        let mut largest = S::splat(0.0);
-        for v in v {
-            largest = S::max(S::abs(*v), largest);
-        }
-        let mut lanes = [0f32; LANES];
-        S::store(lanes.as_mut_ptr(), largest);
-        let amax = lanes.iter().fold(0f32, |m, x| m.max(*x));
-        for (i, v) in v.iter().enumerate() {
-            let equal = S::m_bits(S::eq(S::abs(*v), S::splat(amax)));
-            if equal != 0 {
-                return x[16 * i + equal.trailing_zeros() as usize];
-            }
-        }
-        0.0
     }
 }

@@ -14,6 +14,7 @@ pub mod iq23_decode;
 pub mod iq4;
 pub mod kquant_decode;
 pub mod kquant_encode;
+pub mod kquant_encode_signed;
 pub mod legacy;
 pub mod microfloat;
 pub mod search;
