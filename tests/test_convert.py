@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,12 +18,15 @@ import pytest
 
 import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
+from subbyte import _native
 from subbyte.arch.base import interleave_heads
+from subbyte.convert.mix import FILE_TYPES
 from subbyte.convert.plan import make_plan
 from subbyte.io.gguf import GgufFile, write_gguf
 from subbyte.io.safetensors import SafetensorsFile, write_safetensors
 
 TINY = GOLDEN / "convert" / "tiny-llama"
+NEED_IMPORTANCE = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ1_S", "IQ1_M", "Q2_K_S"]
 
 
 @pytest.mark.parametrize(
@@ -238,10 +242,10 @@ def test_refused_targets(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", ["iq2_xxs", "iq2_xs", "iq1_s", "iq3_xxs", "iq2_s", "iq2_m", "iq1_m", "q2_k_s"])
+@pytest.mark.parametrize("target", NEED_IMPORTANCE)
 def test_targets_that_need_importance_name_the_tensors(tmp_path: Path, target: str) -> None:
     with pytest.raises(subbyte.ArgumentError, match=r"importance.*'blk\.\d\.\w+\.weight'"):
-        subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to=f"gguf.{target}")
+        subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to=f"gguf.{target.lower()}")
 
 
 def test_requantizing_has_to_be_allowed(tmp_path: Path) -> None:
@@ -431,3 +435,41 @@ def test_report(tmp_path: Path) -> None:
 def test_every_tensor_of_the_example_is_written(tmp_path: Path) -> None:
     subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to="gguf.bf16")
     assert len(GgufFile(tmp_path / "out.gguf")) == len(SafetensorsFile(SMALL_LLAMA)) == 57
+
+
+def test_a_failing_disk_leaves_no_incomplete_file(tmp_path: Path) -> None:
+    subbyte.convert(TINY, tmp_path / "good.gguf", to="gguf.q8_0")
+    good = (tmp_path / "good.gguf").read_bytes()
+    out, failures = tmp_path / "out.gguf", 0
+    for nth in range(1, 200):
+        _native.fault_arm(nth, errno.EIO)
+        try:
+            subbyte.convert(TINY, out, to="gguf.q8_0")
+        except subbyte.Error:
+            failures += 1
+        finally:
+            calls = _native.fault_disarm()
+        if out.exists():
+            assert out.read_bytes() == good
+            out.unlink()
+        assert [entry.name for entry in tmp_path.iterdir()] == ["good.gguf"]
+        if calls < nth:
+            break
+    else:
+        pytest.fail("the conversion made more than 200 calls")
+    assert failures > 30
+
+
+@pytest.mark.parametrize("theta", [float("nan"), 10**400, 1e300, True, "x"])
+def test_numbers_that_no_model_has(tmp_path: Path, theta: object) -> None:
+    with pytest.raises(subbyte.Error, match="rope_theta|JSON"):
+        subbyte.convert(checkpoint(tmp_path / "m", rope_theta=theta), tmp_path / "out.gguf", to="gguf.q8_0")
+
+
+@pytest.mark.parametrize("name", [name for name in FILE_TYPES if name not in NEED_IMPORTANCE])
+def test_every_file_type_that_needs_no_importance(tmp_path: Path, name: str) -> None:
+    subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to=f"gguf.{name.lower()}")
+    file = GgufFile(tmp_path / "out.gguf")
+    assert file.metadata["general.file_type"] == FILE_TYPES[name].number
+    assert FILE_TYPES[name].base in {tensor.type for tensor in file.values()} or name == "MXFP4_MOE"
+    assert subbyte.verify(tmp_path / "out.gguf", SMALL_LLAMA).failures == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,39 @@ def test_smollm_never_adds_bos(tmp_path: Path) -> None:
     assert metadata["tokenizer.ggml.pre"] == "smollm"
     assert metadata["tokenizer.ggml.add_bos_token"] is False
     assert len(metadata["tokenizer.ggml.tokens"]) == 49152
+
+
+def test_texts_that_are_not_unicode(tmp_path: Path) -> None:
+    """JSON can spell a lone surrogate, which no UTF-8 text holds."""
+    vocab = {"a": 0, "\ud800": 1}
+    files = {"tokenizer.json": json.dumps(bpe(model={"vocab": vocab, "merges": []}, added_tokens=[]))}
+    folder = checkpoint(tmp_path / "m", files=files, vocab_size=32)
+    with pytest.raises(subbyte.Error):
+        subbyte.convert(folder, tmp_path / "out.gguf", to="gguf.q8_0")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["model", "added_tokens", "post_processor", "pre_tokenizer", "normalizer"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+            lambda inner: st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["type", "vocab", "merges", "id", "content", "single", "processors", "pretokenizers", "pattern",
+                     "SpecialToken", "special", "byte_fallback", "Regex", "behavior"]
+                ),
+                inner,
+                max_size=4,
+            ),
+            max_leaves=8,
+        ),
+    )
+)  # fmt: skip
+def test_any_json_gives_a_vocabulary_or_our_error(tokenizer: dict) -> None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(subbyte.Error):
+        (Path(folder) / "tokenizer.json").write_text(
+            json.dumps(bpe(**tokenizer) if "model" not in tokenizer else tokenizer)
+        )
+        assert tokenizer_keys(Path(folder), {"vocab_size": 8}).size in (0, 8)

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from subbyte.errors import FormatError
 from subbyte.io.gguf import GgufValue
 
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
+
 Config = Mapping[str, Any]
 """config.json, with the defaults of the model type filled in."""
 
@@ -106,12 +108,13 @@ def number(config: Config, name: str, default: float | None = None) -> float:
     """The field as a float; ``default`` where it does not exist.
 
     Raises:
-        FormatError: it is missing without a default, or no number.
+        FormatError: it is missing without a default, or no number that fits float32.
     """
     value = config.get(name, default)
     if value is None and default is not None:
         value = default
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    # NaN compares false, and an integer is compared before it is made a float that might not hold it
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -MAX_FLOAT32 <= value <= MAX_FLOAT32:
         raise FormatError(f"config.json: {name}: expected a number, found {value!r}")
     return float(value)
 
@@ -219,13 +222,16 @@ def llama3_frequency_factors(config: Config, head_dim: int) -> NDArray[np.float3
     one, factor = np.float32(1), np.float32(number(parameters, "factor", 8.0))
     low, high = number(parameters, "low_freq_factor", 1.0), number(parameters, "high_freq_factor", 4.0)
     original = number(parameters, "original_max_position_embeddings", 8192.0)
-    if not (factor > 0 and low > 0 and high > low and base > 0 and original > 0):
+    if not (factor > 0 and low > 0 and high > low and base >= 1 and original > 0):
         raise FormatError("config.json: llama3 rope scaling: expected positive factors with low below high")
+    if head_dim % 2 or head_dim > 1 << 16:
+        raise FormatError(f"config.json: llama3 rope scaling: expected an even head_dim up to 65,536, found {head_dim}")
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = one / (np.float64(base) ** exponents.astype(np.float64)).astype(np.float32)
     wavelengths = np.float32(2 * np.pi) / frequencies
     smooth = (np.float32(original) / wavelengths - np.float32(low)) / np.float32(high - low)
-    between = one / ((one - smooth) / factor + smooth)
+    with np.errstate(divide="ignore"):  # a pole outside the interpolated range
+        between = one / ((one - smooth) / factor + smooth)
     result = np.where(wavelengths < original / high, one, np.where(wavelengths > original / low, factor, between))
     return result.astype(np.float32)
 

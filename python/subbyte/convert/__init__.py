@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 
+from subbyte import environment
 from subbyte.convert.catalogue import list_codecs, list_formats, list_levels
 from subbyte.convert.inspection import Inspection, TensorInfo, inspect
 from subbyte.convert.plan import Plan, TensorPlan, make_plan
@@ -32,8 +34,8 @@ __all__ = [
 
 
 def convert(
-    src: str | Path,
-    dst: str | Path,
+    src: str | PathLike[str],
+    dst: str | PathLike[str],
     *,
     to: str,
     lossy: bool = False,
@@ -76,9 +78,10 @@ def convert(
         NonFiniteError: a value or a scale is not finite; names tensor, row and column.
         IoError: reading or writing failed.
     """
-    src, dst = Path(src), Path(dst)
+    environment.check()
+    target = Path(dst)
     plan = make_plan(
-        src,
+        Path(src),
         to,
         lossy=lossy,
         pure=pure,
@@ -87,5 +90,5 @@ def convert(
         tensor_type=tensor_type,
         strict=strict,
     )
-    check_target(plan.source, dst, overwrite)
-    return run(plan, dst, progress)
+    check_target(plan.source, target, overwrite)
+    return run(plan, target, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect(path: str | Path) -> Inspection:
+def inspect(path: str | PathLike[str]) -> Inspection:
     """Read the headers of a GGUF file (all shards), a safetensors file, or a checkpoint folder.
 
     Raises:

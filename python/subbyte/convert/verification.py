@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ class Verification:
         return f"{what}, {len(self.failures)} failures" if self.failures else f"{what}, all good"
 
 
-def verify(path: str | Path, against: str | Path | None = None, *, progress: Progress | None = None) -> Verification:
+def verify(
+    path: str | PathLike[str], against: str | PathLike[str] | None = None, *, progress: Progress | None = None
+) -> Verification:
     """Check a GGUF file, and compare its values with those of the model it was made from.
 
     Checked are the structure (by opening it), that every scale and value is finite, and with ``against``: that both

@@ -44,7 +44,8 @@ def _steps(node: Any) -> list[str] | None:
     kind = node.get("type")
     if kind == "Sequence":
         steps: list[str] = []
-        for member in node.get("pretokenizers") or ():
+        members = node.get("pretokenizers")
+        for member in members if isinstance(members, list) else ():
             inner = _steps(member)
             if inner is None:
                 return None

@@ -38,11 +38,7 @@ def special_keys(
         if isinstance(flag, bool):
             adds.setdefault(role, flag)
 
-    added = {
-        token["content"]: token["id"]
-        for token in tokenizer.get("added_tokens") or ()
-        if isinstance(token, dict) and isinstance(token.get("content"), str) and isinstance(token.get("id"), int)
-    }
+    added = {token["content"]: token["id"] for token in added_tokens(tokenizer)}
     found = {role: added[name] for role, name in names.items() if name in added}
     for role in _ID_KEYS:
         value = config.get(f"{role}_token_id")
@@ -59,6 +55,16 @@ def special_keys(
             keys[f"tokenizer.ggml.add_{role}_token"] = GgufValue("bool", adds[role])
     keys.update(_chat_templates(folder, settings))
     return keys, warnings
+
+
+def added_tokens(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of ``added_tokens`` in tokenizer.json that have a text and an id."""
+    entries = tokenizer.get("added_tokens")
+    return [
+        token
+        for token in (entries if isinstance(entries, list) else ())
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and isinstance(token.get("id"), int)
+    ]
 
 
 def _content(entry: Any) -> str | None:

@@ -12,7 +12,7 @@ from subbyte.jsonfile import read_object_if_there
 from subbyte.tokenizer import sentencepiece
 from subbyte.tokenizer.pretokenizer import ADDS_BOS, pre_tokenizer_name
 from subbyte.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from subbyte.tokenizer.special import special_keys
+from subbyte.tokenizer.special import added_tokens, special_keys
 
 _BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space as this character
 _WIDE_BAR = "\N{FULLWIDTH VERTICAL LINE}"
@@ -160,11 +160,7 @@ def _from_json(tokenizer: dict[str, Any], config: dict[str, Any]) -> tuple[str, 
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not vocab or not all(isinstance(at, int) and at >= 0 for at in vocab.values()):
         raise FormatError("model.vocab: expected token texts with their ids")
-    added = [
-        token
-        for token in tokenizer.get("added_tokens") or ()
-        if isinstance(token, dict) and isinstance(token.get("content"), str) and isinstance(token.get("id"), int)
-    ]
+    added = added_tokens(tokenizer)
     top = max(*vocab.values(), *(token["id"] for token in added), 0)
     tokens = _Tokens.blank(_vocab_size(config, top + 1))
     size = len(tokens.texts)
