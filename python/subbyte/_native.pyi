@@ -16,8 +16,8 @@ def encode(name: str, array: Any, dtype: str, columns: int, groups: int, importa
 def first_invalid_block(name: str, blocks: Any) -> int | None:
     """The first block that ggml's own check refuses (a scale or value that is not finite), if there is one."""
 
-def stream_zeros(out: Any) -> None:
-    """Fills a float32 buffer with zeros past the caches: the write limit that benches compare decoders with."""
+def stream_fill(out: Any, x: float) -> None:
+    """Fills a float32 buffer with `x` past the caches: the write limit that benches compare decoders with."""
 
 def level() -> str:
     """The SIMD level in use."""

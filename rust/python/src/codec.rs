@@ -96,10 +96,11 @@ fn levels() -> Vec<(&'static str, bool)> {
     Level::ALL.iter().map(|l| (l.name(), l.is_available())).collect()
 }
 
-/// Fills a float32 buffer with zeros past the caches: the write limit that benches compare decoders with.
+/// Fills a float32 buffer with `x` past the caches: the write limit that benches compare decoders with. (Zeros are not
+/// representative: some processors write lines of zeros several times faster.)
 #[pyfunction]
-fn stream_zeros(py: Python<'_>, mut out: BytesMut) -> PyResult<()> {
-    py.detach(|| cast_mut(out.get(&[])?).map(|out| (kernels().stream_zeros)(out))).map_err(to_py)
+fn stream_fill(py: Python<'_>, mut out: BytesMut, x: f32) -> PyResult<()> {
+    py.detach(|| cast_mut(out.get(&[])?).map(|out| (kernels().stream_fill)(out, x))).map_err(to_py)
 }
 
 /// Threads that long calls use.
@@ -114,7 +115,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(decode, m)?)?;
     m.add_function(wrap_pyfunction!(encode, m)?)?;
     m.add_function(wrap_pyfunction!(first_invalid_block, m)?)?;
-    m.add_function(wrap_pyfunction!(stream_zeros, m)?)?;
+    m.add_function(wrap_pyfunction!(stream_fill, m)?)?;
     m.add_function(wrap_pyfunction!(level, m)?)?;
     m.add_function(wrap_pyfunction!(levels, m)?)?;
     m.add_function(wrap_pyfunction!(num_threads, m)?)

@@ -102,8 +102,8 @@ pub struct Kernels {
     pub to_bf16: fn(src: &[f32], dst: &mut [u16]),
     /// Index of the first value that is NaN or infinite.
     pub first_non_finite: fn(src: &[f32]) -> Option<usize>,
-    /// Writes zeros past the caches: the write limit that benches compare decoders with.
-    pub stream_zeros: fn(dst: &mut [f32]),
+    /// Writes `x` everywhere past the caches: the write limit that benches compare decoders with.
+    pub stream_fill: fn(dst: &mut [f32], x: f32),
 }
 
 impl Kernels {
@@ -226,7 +226,7 @@ static SCALAR: Kernels = Kernels {
     to_f16: |src, dst| src.iter().zip(dst).for_each(|(x, h)| *h = crate::float::f32_to_f16(*x)),
     to_bf16: |src, dst| src.iter().zip(dst).for_each(|(x, h)| *h = crate::float::f32_to_bf16(*x)),
     first_non_finite: |src| src.iter().position(|x| !x.is_finite()),
-    stream_zeros: |dst| dst.fill(0.0),
+    stream_fill: |dst, x| dst.fill(x),
 };
 
 /// Defines the table `$name` of a SIMD level: every generic kernel compiled with the level's target features.
@@ -293,16 +293,16 @@ macro_rules! level {
                 // SAFETY: as above.
                 unsafe { run(src) }
             }
-            fn stream_zeros(dst: &mut [f32]) {
+            fn stream_fill(dst: &mut [f32], x: f32) {
                 #[target_feature(enable = $features)]
-                unsafe fn run(dst: &mut [f32]) {
-                    unsafe { generic::convert::stream_zeros::<$simd>(dst) }
+                unsafe fn run(dst: &mut [f32], x: f32) {
+                    unsafe { generic::convert::stream_fill::<$simd>(dst, x) }
                 }
                 // SAFETY: as above.
-                unsafe { run(dst) }
+                unsafe { run(dst, x) }
                 generic::fence();
             }
-            Kernels { level: Level::$level, block: formats!(entry), to_f16, to_bf16, first_non_finite, stream_zeros }
+            Kernels { level: Level::$level, block: formats!(entry), to_f16, to_bf16, first_non_finite, stream_fill }
         };
     };
 }

@@ -65,14 +65,14 @@ pub unsafe fn first_non_finite<S: Simd>(src: &[f32]) -> Option<usize> {
     src[whole..].iter().position(|x| !x.is_finite()).map(|i| whole + i)
 }
 
-/// Writes zeros with streaming stores where the alignment allows.
+/// Writes `x` everywhere, with streaming stores where the alignment allows.
 #[inline(always)]
-pub unsafe fn stream_zeros<S: Simd>(dst: &mut [f32]) {
+pub unsafe fn stream_fill<S: Simd>(dst: &mut [f32], x: f32) {
     let head = dst.as_ptr().align_offset(64).min(dst.len());
     let whole = head + (dst.len() - head) / LANES * LANES;
-    dst[..head].fill(0.0);
+    dst[..head].fill(x);
     for i in (head..whole).step_by(LANES) {
-        unsafe { S::stream(dst.as_mut_ptr().add(i), S::splat(0.0)) }
+        unsafe { S::stream(dst.as_mut_ptr().add(i), S::splat(x)) }
     }
-    dst[whole..].fill(0.0);
+    dst[whole..].fill(x);
 }
