@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Random, awkward_rows};
+use common::{AWKWARD_KINDS, Random, awkward_rows};
 use subbyte_core::GgmlType;
 use subbyte_core::block::Rows;
 use subbyte_core::ggml::Importance;
@@ -79,12 +79,12 @@ fn check_encode(level: Level) {
     for ty in types() {
         for round in 0..setting("SUBBYTE_TEST_ROUNDS", 40) {
             let (columns, rows) = ((1 + r.below(5)) * ty.block().max(32), 1 + r.below(9));
-            let kind = if r.below(4) == 0 { 0 } else { r.below(14) };
+            let kind = if r.below(4) == 0 { 0 } else { r.below(AWKWARD_KINDS) };
             let mut x = awkward_rows(&mut r, kind, rows * columns);
             if round % 5 == 0 {
                 // Mix kinds by row.
                 for row in x.chunks_mut(columns) {
-                    let kind = r.below(14);
+                    let kind = r.below(AWKWARD_KINDS);
                     row.copy_from_slice(&awkward_rows(&mut r, kind, columns));
                 }
             }

@@ -62,12 +62,15 @@ impl Random {
     }
 }
 
+/// Kinds of [`awkward_rows`].
+pub const AWKWARD_KINDS: usize = 18;
+
 /// Rows of many kinds, finite, chosen to reach the corners of the encoders: ties, zero blocks, equal values, tiny and
 /// huge magnitudes, sparse and one-sided data.
 pub fn awkward_rows(r: &mut Random, kind: usize, n: usize) -> Vec<f32> {
     let scale = 10f32.powi(r.below(9) as i32 - 6);
     (0..n)
-        .map(|i| match kind % 14 {
+        .map(|i| match kind % AWKWARD_KINDS {
             0 => r.normal() * scale,
             1 => r.normal().powi(3) * scale,
             2 => r.normal().abs() * scale,
@@ -111,7 +114,12 @@ pub fn awkward_rows(r: &mut Random, kind: usize, n: usize) -> Vec<f32> {
             }
             11 => scale,
             12 => r.normal() * 3e4,
-            _ => (i as f32 / n as f32 - 0.5) * scale,
+            13 => (i as f32 / n as f32 - 0.5) * scale,
+            // Magnitudes from the smallest to the largest floats, by element, by sub-block and by row; sums overflow.
+            14 => Some(f32::from_bits(r.bits())).filter(|v| v.is_finite()).unwrap_or(0.0),
+            15 => (r.normal() * 10f32.powi((i / 16 % 84) as i32 - 45)).clamp(-3e38, 3e38),
+            16 => r.normal() * 10f32.powi(r.below(75) as i32 - 40),
+            _ => (r.normal() * 10f32.powi((n / 16 % 8) as i32 * 4 + 8)).clamp(-3e38, 3e38),
         })
         .collect()
 }
