@@ -462,7 +462,7 @@ def test_a_failing_disk_leaves_no_incomplete_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("theta", [float("nan"), 10**400, 1e300, True, "x"])
 def test_numbers_that_no_model_has(tmp_path: Path, theta: object) -> None:
-    with pytest.raises(subbyte.Error, match="rope_theta|JSON"):
+    with pytest.raises(subbyte.Error, match=r"rope_theta|JSON"):
         subbyte.convert(checkpoint(tmp_path / "m", rope_theta=theta), tmp_path / "out.gguf", to="gguf.q8_0")
 
 
