@@ -49,6 +49,11 @@ impl BlockFormat for Iq2S {
     unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
         unsafe { generic::iq23_decode::iq2_s::<S, STREAM>(src, dst) }
     }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::iq23_encode::encode::<S, Self>(rows, dst) }
+    }
 }
 
 impl GridSweep for Iq2S {
@@ -60,15 +65,12 @@ impl GridSweep for Iq2S {
     const EVEN_SIGNS: bool = false;
     const TINY: f32 = 1e-8;
     const SIGMA: f32 = 2.0;
+    const PLAIN_SIGMA: f32 = 0.25;
     const REFIT: Refit = Refit::OffGrid;
     const FUDGE: f32 = 0.9875;
 
     fn book() -> &'static Codebook {
         neighbours::iq2_s()
-    }
-
-    fn plain_weight(x: f32, sigma2: f32) -> f32 {
-        0.25 * sigma2 + x * x
     }
 
     fn pack(subs: &[SubBlock], scales: &[u8; 16], block: &mut [u8]) {

@@ -48,6 +48,11 @@ impl BlockFormat for Iq2Xs {
     unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
         unsafe { generic::iq23_decode::iq2_xs::<S, STREAM>(src, dst) }
     }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::iq23_encode::encode::<S, Self>(rows, dst) }
+    }
 }
 
 impl GridSweep for Iq2Xs {
@@ -64,10 +69,6 @@ impl GridSweep for Iq2Xs {
 
     fn book() -> &'static Codebook {
         neighbours::iq2_xs()
-    }
-
-    fn plain_weight(_: f32, _: f32) -> f32 {
-        unreachable!("importance is required")
     }
 
     fn pack(subs: &[SubBlock], scales: &[u8; 16], block: &mut [u8]) {

@@ -49,6 +49,11 @@ impl BlockFormat for Iq2Xxs {
     unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
         unsafe { generic::iq23_decode::iq2_xxs::<S, STREAM>(src, dst) }
     }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::iq23_encode::encode::<S, Self>(rows, dst) }
+    }
 }
 
 impl GridSweep for Iq2Xxs {
@@ -67,14 +72,18 @@ impl GridSweep for Iq2Xxs {
         neighbours::iq2_xxs()
     }
 
-    fn plain_weight(_: f32, _: f32) -> f32 {
-        unreachable!("importance is required")
-    }
-
     fn start(xv: &[f32], w: &[f32], _: f32) -> Option<(f32, f32)> {
         let scale = qp(4, xv, w, &mut [0; 32]);
         let top = scale * 3.0;
         if top <= 0.0 { None } else { Some((scale, top)) }
+    }
+
+    #[inline(always)]
+    unsafe fn start_simd<S: Simd>(xv: &[S::F; 32], w: &[S::F; 32], _: S::F) -> (S::F, S::F) {
+        unsafe {
+            let (scale, _) = generic::search::qp::<S, 32>(4, xv, w);
+            (scale, S::mul(scale, S::splat(3.0)))
+        }
     }
 
     fn pack(subs: &[SubBlock], scales: &[u8; 16], block: &mut [u8]) {

@@ -51,6 +51,11 @@ impl BlockFormat for Iq3S {
     unsafe fn decode_simd<S: Simd, const STREAM: bool>(src: &[u8], dst: &mut [f32]) {
         unsafe { generic::iq23_decode::iq3_s::<S, STREAM>(src, dst) }
     }
+
+    #[inline(always)]
+    unsafe fn encode_simd<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
+        unsafe { generic::iq23_encode::encode::<S, Self>(rows, dst) }
+    }
 }
 
 impl GridSweep for Iq3S {
@@ -68,10 +73,6 @@ impl GridSweep for Iq3S {
 
     fn book() -> &'static Codebook {
         neighbours::iq3_s()
-    }
-
-    fn plain_weight(x: f32, _: f32) -> f32 {
-        x * x
     }
 
     fn pack(subs: &[SubBlock], scales: &[u8; 16], block: &mut [u8]) {

@@ -7,11 +7,12 @@
 //! 3. The rows are chosen once more with the fitted scale ([`Refit`] says which), and the scale is fitted again.
 //! 4. Scales are stored in 4 bits relative to the largest of the block.
 //!
-//! The vector version is [`crate::kernels::generic::sweep`].
+//! The vector version is [`crate::kernels::generic::iq23_encode`].
 
 use super::neighbours::{Codebook, Found};
 use crate::block::search::{nearest_level, sum_squares, weight};
 use crate::block::{BlockFormat, Rows, put_f16};
+use crate::kernels::simd::Simd;
 
 /// Which groups are matched again with the fitted scale.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub trait GridSweep: BlockFormat {
     const TINY: f32;
     /// Factor of the sum of squares in σ².
     const SIGMA: f32;
+    /// Without importance, the weight of `x` is this·σ² + x².
+    const PLAIN_SIGMA: f32 = 0.0;
     /// Which groups are matched again.
     const REFIT: Refit;
     /// Factor on the stored scale.
@@ -50,13 +53,19 @@ pub trait GridSweep: BlockFormat {
     /// The grid.
     fn book() -> &'static Codebook;
 
-    /// The weight of `x` without importance.
-    fn plain_weight(x: f32, sigma2: f32) -> f32;
-
     /// The scale to start from and the value that takes the highest level, from the largest value; `None` to skip the
     /// sub-block.
     fn start(_xv: &[f32], _w: &[f32], max: f32) -> Option<(f32, f32)> {
         Some((max / (2 * Self::LEVELS - 1) as f32, max))
+    }
+
+    /// [`GridSweep::start`] per lane; a top of 0 or less skips the sub-block.
+    ///
+    /// # Safety
+    /// As for [`BlockFormat::encode_simd`].
+    #[inline(always)]
+    unsafe fn start_simd<S: Simd>(_xv: &[S::F; 32], _w: &[S::F; 32], max: S::F) -> (S::F, S::F) {
+        unsafe { (S::div(max, S::splat((2 * Self::LEVELS - 1) as f32)), max) }
     }
 
     /// Stores the sub-blocks and their 4-bit scales into a block whose scale is written and whose other bytes are zero.
@@ -83,7 +92,7 @@ pub fn encode<F: GridSweep>(rows: Rows<'_>, dst: &mut [u8]) {
         let mut w = [0f32; 256];
         match importance {
             Some(q) => (0..256).for_each(|i| w[i] = weight(q[i], sigma2, x[i])),
-            None => (0..256).for_each(|i| w[i] = F::plain_weight(x[i], sigma2)),
+            None => (0..256).for_each(|i| w[i] = plain_weight::<F>(x[i], sigma2)),
         }
         let mut subs = [SubBlock::default(); 16];
         for (i, (x, w)) in x.chunks_exact(F::SUB).zip(w.chunks_exact(F::SUB)).enumerate() {
@@ -91,6 +100,11 @@ pub fn encode<F: GridSweep>(rows: Rows<'_>, dst: &mut [u8]) {
         }
         finish::<F>(&subs[..256 / F::SUB], b);
     }
+}
+
+/// The weight of `x` without importance.
+fn plain_weight<F: GridSweep>(x: f32, sigma2: f32) -> f32 {
+    if F::PLAIN_SIGMA == 0.0 { x * x } else { F::PLAIN_SIGMA * sigma2 + x * x }
 }
 
 /// Scales and packs the sub-blocks of one block.

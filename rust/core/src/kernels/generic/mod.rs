@@ -11,6 +11,7 @@ pub mod iq1_decode;
 pub mod iq1_encode;
 pub mod iq1_search;
 pub mod iq23_decode;
+pub mod iq23_encode;
 pub mod iq4;
 pub mod kquant_decode;
 pub mod kquant_encode;
