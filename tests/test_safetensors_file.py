@@ -248,7 +248,7 @@ class TestWriter:
             ([("a\n", "F32", (1,))], {}, "control character"),
             ([("__metadata__", "F32", (1,))], {}, "reserved"),
             ([("a", "F4", (3,))], {}, "whole bytes"),
-            ([("a", "F64", (2**62,))], {}, "exceeds"),
+            ([("a", "F64", (2**62,))], {}, "exceed 2"),
             ([("a", "U8", (1,) * 65)], {}, "65 dimensions"),
         ],
     )

@@ -68,15 +68,27 @@ pub(crate) fn round_up(bytes: u64, alignment: u64) -> Result<u64> {
         .ok_or_else(|| Error::corrupt(format!("a size of {bytes} bytes cannot be padded to {alignment}")))
 }
 
-/// A product of dimensions, zero ones left out (they must not hide an overflow of the others).
+/// Bytes of a tensor whose elements come in blocks of `block` that take `block_bits`; all arithmetic is checked.
+///
+/// Dimensions of zero are left out of the checks: they must not hide that the others overflow, since array libraries
+/// compute strides from all of them.
 ///
 /// # Errors
-/// [`crate::ErrorKind::Corrupt`] when the product exceeds 2^63 - 1.
-pub(crate) fn checked_elements(shape: &[u64]) -> Result<u64> {
-    let product = shape
+/// [`crate::ErrorKind::Corrupt`] for more than 2^63 - 1 elements or bytes, or elements that do not fill whole bytes.
+pub(crate) fn checked_bytes(shape: &[u64], block: usize, block_bits: u64) -> Result<u64> {
+    let elements = shape
         .iter()
         .filter(|d| **d != 0)
         .try_fold(1u64, |product, d| product.checked_mul(*d).filter(|p| *p <= i64::MAX as u64))
         .ok_or_else(|| Error::corrupt(format!("shape {shape:?} has more than 2^63 - 1 elements")))?;
-    Ok(if shape.contains(&0) { 0 } else { product })
+    let bits = u128::from(elements) * u128::from(block_bits) / block as u128;
+    let bytes = i64::try_from(bits / 8)
+        .map_err(|_| Error::corrupt(format!("shape {shape:?}: {elements} elements exceed 2^63 - 1 bytes")))?;
+    if shape.contains(&0) {
+        return Ok(0);
+    }
+    if bits % 8 != 0 {
+        return Err(Error::corrupt(format!("{elements} elements do not fill whole bytes")));
+    }
+    Ok(bytes as u64)
 }

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 use super::json::{Json, write_string};
 use super::plan::{Plan, Region};
-use super::{ReadAt, check_name, checked_elements, round_up};
+use super::{ReadAt, check_name, checked_bytes, round_up};
 use crate::error::{Error, Result};
 use crate::limits;
 
@@ -83,14 +83,8 @@ impl Dtype {
     /// # Errors
     /// [`crate::ErrorKind::Corrupt`] on overflow or when sub-byte elements do not fill whole bytes.
     pub fn tensor_bytes(self, shape: &[u64]) -> Result<u64> {
-        let elements = checked_elements(shape)?;
-        let bits = elements
-            .checked_mul(self.bits())
-            .ok_or_else(|| Error::corrupt(format!("shape {shape:?} of {} exceeds 2^61 bytes", self.name())))?;
-        if bits % 8 != 0 {
-            return Err(Error::corrupt(format!("{elements} elements of {} do not fill whole bytes", self.name())));
-        }
-        Ok(bits / 8)
+        checked_bytes(shape, 1, self.bits())
+            .map_err(|e| Error { message: format!("{}: {}", self.name(), e.message), ..e })
     }
 }
 

@@ -14,7 +14,7 @@ pub mod write;
 
 use std::ops::Range;
 
-use super::{check_name, checked_elements, round_up};
+use super::{check_name, checked_bytes, round_up};
 use crate::GgmlType;
 use crate::error::{Error, Result};
 use crate::limits;
@@ -186,13 +186,9 @@ pub fn tensor_bytes(ggml_type: GgmlType, dims: &[u64]) -> Result<u64> {
     if dims.len() > limits::GGUF_DIMS as usize {
         return Err(Error::corrupt(format!("{} dimensions; GGUF allows {}", dims.len(), limits::GGUF_DIMS)));
     }
-    let elements = checked_elements(dims)?;
     let row = dims.first().copied().unwrap_or(1);
     ggml_type.row_bytes(row).map_err(|e| Error::corrupt(e.message))?;
-    (elements / ggml_type.block() as u64)
-        .checked_mul(ggml_type.block_bytes() as u64)
-        .filter(|bytes| *bytes <= i64::MAX as u64)
-        .ok_or_else(|| Error::corrupt(format!("{elements} elements of {} exceed 2^63 - 1 bytes", ggml_type.name())))
+    checked_bytes(dims, ggml_type.block(), 8 * ggml_type.block_bytes() as u64)
 }
 
 /// Refuses a metadata key that cannot be stored or read back.
