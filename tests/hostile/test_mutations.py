@@ -18,7 +18,7 @@ import subbyte
 from subbyte.io.gguf import GgufFile, GgufValue, write_gguf
 from subbyte.io.safetensors import SafetensorsFile, write_safetensors
 
-COUNT = 1500
+COUNT = 3000
 SEED = 20260511
 CONTAINER = Path(__file__).parent.parent / "golden" / "gguf" / "container"
 
@@ -101,7 +101,7 @@ def test_only_our_errors(tmp_path: Path, seed: Callable[[Path], None], use: Call
     for number in range(COUNT):
         mutated = mutate(content, rng)
         try:
-            use(written(tmp_path, "mutated", mutated))
+            use(written(tmp_path, str(number), mutated))
         except subbyte.Error:
             refused += 1
         except Exception as error:
