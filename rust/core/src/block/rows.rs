@@ -2,7 +2,6 @@
 
 use crate::block::{Rows, validate};
 use crate::error::{Error, Result};
-use crate::float;
 use crate::ggml::{GgmlType, Importance};
 use crate::kernels::{Kernels, kernels};
 use crate::parallel;
@@ -240,6 +239,15 @@ pub fn encode_with(
     results.into_iter().collect()
 }
 
+/// 16-bit floats of type `ty` as f32, exactly.
+fn widen(k: &Kernels, ty: GgmlType, src: &[u16]) -> Vec<f32> {
+    let mut wide = vec![0f32; src.len()];
+    // SAFETY: the same memory as bytes, which are read in the processor's order, that of the stored formats.
+    let bytes = unsafe { std::slice::from_raw_parts(src.as_ptr().cast::<u8>(), size_of_val(src)) };
+    (k.block(ty).decode)(bytes, &mut wide, false);
+    wide
+}
+
 fn encode_task(
     k: &Kernels,
     ty: GgmlType,
@@ -254,11 +262,11 @@ fn encode_task(
     let x = match src {
         Source::F32(s) => &s[range],
         Source::F16(s) => {
-            wide = s[range].iter().map(|h| float::f16_to_f32(*h)).collect();
+            wide = widen(k, GgmlType::F16, &s[range]);
             &wide
         }
         Source::Bf16(s) => {
-            wide = s[range].iter().map(|h| float::bf16_to_f32(*h)).collect();
+            wide = widen(k, GgmlType::BF16, &s[range]);
             &wide
         }
     };
