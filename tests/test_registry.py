@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from types import MappingProxyType
 
@@ -165,12 +164,11 @@ def test_every_codec_has_a_golden_fixture(golden):
 
 
 def test_every_codec_has_a_bench(root):
-    recorded = {
-        word.lower()
-        for record in (root / "benches" / "record").glob("**/*.json")
-        for word in re.findall(r"[A-Za-z0-9_]+", record.read_text())
-    }
-    assert not lacking(lambda id: id.removeprefix("gguf.") in recorded), "no row in benches/record"
+    records = [json.loads(path.read_text()) for path in (root / "benches" / "record").glob("*.json")]
+    benched = {f"gguf.{name.lower()}" for r in records for level in r["block"].values() for name in level["rows"]}
+    # Copies of the array's own bytes, and activations that no file holds: nothing to compare with.
+    benched |= {"gguf.f32", "gguf.f64", "gguf.q8_1"}
+    assert not lacking(lambda id: id in benched), "no row in benches/record"
 
 
 def test_every_codec_is_documented(root):
