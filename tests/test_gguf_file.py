@@ -11,8 +11,6 @@ import json
 import mmap as system_mmap
 import os
 import struct
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -514,31 +512,20 @@ def test_same_file(tmp_path: Path) -> None:
     assert not same_file(tmp_path / "a", tmp_path / "missing")
 
 
-def test_large_vocabulary_opens_fast(tmp_path: Path) -> None:
-    """A header with 150,000 tokens opens at least 50 times faster than in gguf-py."""
-    gguf = pytest.importorskip("gguf")
+def test_large_vocabulary(tmp_path: Path) -> None:
+    """150,000 tokens, scores, types and merges come back; how fast is measured by ``benches/python/header.py``."""
     path = tmp_path / "vocabulary.gguf"
     count = 150_000
     tokens = [f"tok{i}" for i in range(count)]
     metadata = {
         "general.architecture": "llama",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": np.zeros(count, np.float32),
+        "tokenizer.ggml.scores": -np.arange(count, dtype=np.float32),
         "tokenizer.ggml.token_type": np.ones(count, np.int32),
         "tokenizer.ggml.merges": [f"{a} {b}" for a, b in itertools.pairwise(tokens)],
     }
     write_gguf(path, metadata, {"t": np.zeros((4, 4), np.float32)})
-
-    def ours() -> float:
-        start = time.perf_counter()
-        file = GgufFile(path)
-        assert file.metadata["tokenizer.ggml.tokens"][count - 1] == tokens[-1]
-        return time.perf_counter() - start
-
-    best = min(ours() for _ in range(5))
-    assert best < 0.05
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gguf.GGUFReader(path)
-    assert (time.perf_counter() - start) / best >= 50
+    with GgufFile(path) as file:
+        assert list(file.metadata["tokenizer.ggml.tokens"]) == tokens
+        np.testing.assert_array_equal(file.metadata["tokenizer.ggml.scores"], metadata["tokenizer.ggml.scores"])
+        assert file.metadata["tokenizer.ggml.merges"][-1] == f"{tokens[-2]} {tokens[-1]}"
