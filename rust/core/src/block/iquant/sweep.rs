@@ -255,3 +255,48 @@ fn sub_block<F: GridSweep>(x: &[f32], w: &[f32]) -> SubBlock {
     rows[..groups].iter_mut().zip(keys).for_each(|(r, key)| *r = book.row(key) as u16);
     SubBlock { scale, skipped: false, rows, signs }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::block::rows::{Source, encode_with};
+    use crate::ggml::{GgmlType, Importance};
+    use crate::kernels::Kernels;
+
+    /// Sums of squares and products overflow, scales become infinite or NaN: every level gives the same bytes or the same
+    /// error.
+    #[test]
+    fn magnitudes_beyond_the_range_of_the_sums() {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+            state >> 8
+        };
+        let mut refused = 0;
+        for round in 0..300 {
+            let exponents = if round % 3 == 0 { 0..254 } else { 170..254 };
+            let x: Vec<f32> = (0..768)
+                .map(|_| {
+                    let exponent = exponents.start + next() % (exponents.end - exponents.start);
+                    f32::from_bits(exponent << 23 | next() & 0x7FFF | (next() & 1) << 31)
+                })
+                .collect();
+            let w: Vec<f32> = (0..768).map(|_| if next() % 4 == 0 { 0.0 } else { next() as f32 }).collect();
+            for ty in [GgmlType::IQ2_XXS, GgmlType::IQ2_XS, GgmlType::IQ2_S, GgmlType::IQ3_XXS, GgmlType::IQ3_S] {
+                for w in [Some(&w[..]), None] {
+                    if w.is_none() && ty.importance() == Importance::Required {
+                        continue;
+                    }
+                    let mut results = Kernels::available().map(|k| {
+                        let mut bytes = vec![0u8; 3 * ty.block_bytes()];
+                        let result = encode_with(k, ty, Source::F32(&x), 768, w, &mut bytes);
+                        result.map(|()| bytes).map_err(|e| e.to_string())
+                    });
+                    let first = results.next().unwrap();
+                    refused += u32::from(first.is_err());
+                    assert!(results.all(|r| r == first), "{} {round}", ty.name());
+                }
+            }
+        }
+        assert!(refused > 0);
+    }
+}
