@@ -1,132 +1,199 @@
-"""The peers that the block bench compares with, each behind the same two calls.
+"""The peers that the block formats are measured against, behind one interface.
 
-``libgguf`` and ``gguf-py`` come from PyPI (the ``bench`` extra). ggml itself is called through ctypes in a
-``libggml-base.so`` built outside the project: ``SUBBYTE_BENCH_GGML`` names one built with the processor's own flags
-(``-march=native``), ``SUBBYTE_BENCH_GGML_STOCK`` one with the default flags of the base library.
+A peer binds a decode or an encode to preallocated memory and hands back a call without arguments, so that what is timed
+is the row function and one foreign call. The C functions are reached through ctypes.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
+import importlib.metadata
 import os
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-DIFFERENT_BYTES = {("libgguf", "IQ1_M")}
-"""Encoders that follow another revision of ggml: their bytes are not compared."""
+import subbyte
+from subbyte import _native
 
-DECODE_ONLY = {"ggml-native"}
-"""Peers whose encoders are left out: compilers fuse multiply-adds in such a build, which changes the bytes."""
+Array = npt.NDArray[Any]
+#: Returns the result, or None where it went to the memory that was passed.
+Call = Callable[[], Any]
 
-_MISSING = (ValueError, RuntimeError, NotImplementedError, KeyError)
+TYPES = {row[0]: row for row in _native.ggml_types()}  # name → (name, id, block, bytes, importance, decodes, encodes)
 
 
-class Peer(Protocol):
-    """One implementation. Results go into ``out`` where the peer can do that; None means that it lacks the type."""
+def row_bytes(kind: str, columns: int) -> int:
+    """Bytes of a row of ``columns`` elements."""
+    _, _, block, size, *_ = TYPES[kind]
+    return columns // block * size
 
-    name: str
 
-    def decode(self, ggml: int, name: str, blocks: np.ndarray, out: np.ndarray) -> np.ndarray | None: ...
-    def encode(
-        self, ggml: int, name: str, x: np.ndarray, weights: np.ndarray | None, out: np.ndarray
-    ) -> np.ndarray | None: ...
+class Subbyte:
+    """This library, through the extension module."""
+
+    name = "subbyte"
+
+    def __init__(self) -> None:
+        self.version = f"{subbyte.__version__} {_native.level()}"
+
+    def decoder(self, kind: str, blocks: Array, out: Array, columns: int) -> Call | None:
+        flat, target = blocks.reshape(-1), out.reshape(-1).view(np.uint8)
+        return lambda: _native.decode(kind, flat, columns, "float32", target)
+
+    def encoder(self, kind: str, x: Array, importance: Array | None, out: Array) -> Call | None:
+        source, target, columns = x.reshape(-1).view(np.uint8), out.reshape(-1), x.shape[1]
+        weights = None if importance is None else importance.view(np.uint8)
+        return lambda: _native.encode(kind, source, "float32", columns, 1, weights, target)
+
+
+class _Traits(ctypes.Structure):
+    """The head of ggml's ``ggml_type_traits``."""
+
+    _fields_ = [
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.c_void_p),
+        ("from_float_ref", ctypes.c_void_p),
+    ]
+
+
+_ROW = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+
+
+class Ggml:
+    """ggml's base library, from the path in an environment variable."""
+
+    #: Not part of ggml_quantize_chunk and of the traits: activation formats.
+    _ACTIVATION = ("Q8_1", "Q8_K")
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name = name
+        self._lib = lib = ctypes.CDLL(path)
+        lib.ggml_version.restype = lib.ggml_commit.restype = ctypes.c_char_p
+        lib.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+        lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+        lib.ggml_quantize_chunk.argtypes = [
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
+            ctypes.c_void_p,
+        ]  # fmt: skip
+        self.version = f"{lib.ggml_version().decode()} ({lib.ggml_commit().decode()})"
+
+    def decoder(self, kind: str, blocks: Array, out: Array, columns: int) -> Call | None:
+        row = None
+        if kind == "Q8_K":
+            row = _ROW(("dequantize_row_q8_K", self._lib))
+        elif address := self._lib.ggml_get_type_traits(TYPES[kind][1]).contents.to_float:
+            row = _ROW(address)
+        return None if row is None else _bound(row, blocks, out, out.size)
+
+    def encoder(self, kind: str, x: Array, importance: Array | None, out: Array) -> Call | None:
+        if kind in self._ACTIVATION:
+            row = _ROW((f"quantize_row_{kind[:3].lower()}{kind[3:]}_ref", self._lib))
+            return _bound(row, x, out, x.size)
+        self._lib.ggml_quantize_init(TYPES[kind][1])
+        run, args = self._lib.ggml_quantize_chunk, (TYPES[kind][1], x.ctypes.data, out.ctypes.data, 0, *x.shape)
+        weights = None if importance is None else importance.ctypes.data
+        return lambda: _check(run(*args, weights), out.nbytes)
 
 
 class Libgguf:
-    """The row functions of the ``libgguf`` wheel."""
+    """The PyPI package libgguf: its serial row functions, which its Python functions call from several threads."""
 
     name = "libgguf"
 
     def __init__(self) -> None:
-        self.module: Any = importlib.import_module("libgguf")
+        import libgguf
+        from libgguf import _libgguf
 
-    def decode(self, ggml: int, name: str, blocks: np.ndarray, out: np.ndarray) -> np.ndarray | None:
-        try:
-            self.module.dequantize_rows_into_raw(ggml, blocks, out, out.shape[0], out.shape[1])
-        except _MISSING:
+        self.version = importlib.metadata.version("libgguf")
+        self._types = {int(t) for t in libgguf._SUPPORTED_QUANTIZED_QTYPES}
+        lib = ctypes.CDLL(_libgguf.__file__)
+        self._decode = lib["_Z31libgguf_dequantize_chunk_serial9ggml_typePKvPflll"]
+        self._encode = lib["_Z29libgguf_quantize_chunk_serial9ggml_typePKfPvlllS1_"]
+        for function in (self._decode, self._encode):
+            function.restype = ctypes.c_size_t
+            function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_long] * 3]
+        self._encode.argtypes = [*self._encode.argtypes, ctypes.c_void_p]
+
+    def decoder(self, kind: str, blocks: Array, out: Array, columns: int) -> Call | None:
+        if TYPES[kind][1] not in self._types:
             return None
-        return out
+        run, args = self._decode, (TYPES[kind][1], blocks.ctypes.data, out.ctypes.data, 0, out.size // columns, columns)
+        return lambda: _check(run(*args), out.nbytes)
 
-    def encode(
-        self, ggml: int, name: str, x: np.ndarray, weights: np.ndarray | None, out: np.ndarray
-    ) -> np.ndarray | None:
-        try:
-            self.module.quantize_rows_into_raw(ggml, x, out, x.shape[0], x.shape[1], weights)
-        except _MISSING:
+    def encoder(self, kind: str, x: Array, importance: Array | None, out: Array) -> Call | None:
+        # Its IQ1_M encoder follows an older ggml and writes other bytes.
+        if TYPES[kind][1] not in self._types or kind == "IQ1_M":
             return None
-        return out
-
-
-class Ggml:
-    """A ``libggml-base`` through ctypes."""
-
-    def __init__(self, name: str, path: str) -> None:
-        self.name = name
-        self.lib = ctypes.CDLL(path)
-        void, long = ctypes.c_void_p, ctypes.c_int64
-        self.lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, void, void, long, long, long, void]
-        self.lib.ggml_quantize_chunk.restype = ctypes.c_size_t
-
-    def decode(self, ggml: int, name: str, blocks: np.ndarray, out: np.ndarray) -> np.ndarray | None:
-        lower = name[:-1].lower() + "K" if name.endswith("_K") else name.lower()
-        spelled = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}.get(name, f"dequantize_row_{lower}")
-        function = getattr(self.lib, spelled, None)
-        if function is None:
-            return None
-        function(ctypes.c_void_p(blocks.ctypes.data), ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(out.size))
-        return out
-
-    def encode(
-        self, ggml: int, name: str, x: np.ndarray, weights: np.ndarray | None, out: np.ndarray
-    ) -> np.ndarray | None:
-        if name in ("Q8_1", "Q8_K", "F32", "F64"):
-            return None
-        self.lib.ggml_quantize_init(ggml)
-        w = None if weights is None else weights.ctypes.data
-        self.lib.ggml_quantize_chunk(ggml, x.ctypes.data, out.ctypes.data, 0, x.shape[0], x.shape[1], w)
-        return out
+        run, args = self._encode, (TYPES[kind][1], x.ctypes.data, out.ctypes.data, 0, *x.shape)
+        weights = None if importance is None else importance.ctypes.data
+        return lambda: _check(run(*args, weights), out.nbytes)
 
 
 class GgufPy:
-    """``gguf.quants`` of gguf-py, which allocates its results."""
+    """The PyPI package gguf (NumPy)."""
 
     name = "gguf-py"
 
     def __init__(self) -> None:
-        self.quants: Any = importlib.import_module("gguf.quants")
-        self.types: Any = importlib.import_module("gguf").GGMLQuantizationType
+        from gguf import GGMLQuantizationType, quants
 
-    def decode(self, ggml: int, name: str, blocks: np.ndarray, out: np.ndarray) -> np.ndarray | None:
+        self.version = importlib.metadata.version("gguf")
+        self._types, self._quants = GGMLQuantizationType.__members__, quants
+
+    def _has(self, kind: str, what: str) -> bool:
+        if kind not in self._types or kind == "F32":
+            return False
+        # F16 and BF16 are numpy operations without a class of their own to decode F16.
+        one = np.zeros((1, row_bytes(kind, 256)), np.uint8) if what == "dequantize" else np.zeros((1, 256), np.float32)
         try:
-            return np.asarray(self.quants.dequantize(blocks, self.types(ggml)))
-        except _MISSING:
-            return None
+            getattr(self._quants, what)(one.view(np.float16) if (kind, what) == ("F16", "dequantize") else one,
+                                        self._types[kind])  # fmt: skip
+        except NotImplementedError:
+            return False
+        return True
 
-    def encode(
-        self, ggml: int, name: str, x: np.ndarray, weights: np.ndarray | None, out: np.ndarray
-    ) -> np.ndarray | None:
-        if weights is not None:
+    def decoder(self, kind: str, blocks: Array, out: Array, columns: int) -> Call | None:
+        if not self._has(kind, "dequantize"):
             return None
-        try:
-            return np.asarray(self.quants.quantize(x, self.types(ggml)))
-        except _MISSING:
+        rows = blocks.view(np.float16) if kind == "F16" else blocks
+        return lambda: self._quants.dequantize(rows, self._types[kind])
+
+    def encoder(self, kind: str, x: Array, importance: Array | None, out: Array) -> Call | None:
+        if importance is not None or not self._has(kind, "quantize"):
             return None
+        return lambda: self._quants.quantize(x, self._types[kind])
 
 
-def peers(wanted: list[str] | None = None) -> list[Peer]:
-    """The peers that can be had here; prints which cannot, and why."""
-    found: list[Peer] = []
-    for name, variable in (("ggml-native", "SUBBYTE_BENCH_GGML"), ("ggml-stock", "SUBBYTE_BENCH_GGML_STOCK")):
-        path = os.environ.get(variable)
-        if path:
-            found.append(Ggml(name, path))
-        else:
-            print(f"peer {name}: not measured ({variable} is not set)")
-    for kind in (Libgguf, GgufPy):
-        try:
-            found.append(kind())
-        except ImportError as e:
-            print(f"peer {kind.name}: not measured ({e}); pip install 'subbyte[bench]'")
-    return [p for p in found if not wanted or p.name in wanted]
+def _bound(row: Any, source: Array, out: Array, n: int) -> Call:
+    args = (source.ctypes.data, out.ctypes.data, n)
+    return lambda: row(*args)
+
+
+def _check(written: int, expected: int) -> None:
+    if written != expected:
+        raise RuntimeError(f"the peer wrote {written} bytes, expected {expected}")
+
+
+#: name → environment variable with the path of a libggml-base.so
+GGML = {"ggml-native": "SUBBYTE_BENCH_GGML", "ggml-stock": "SUBBYTE_BENCH_GGML_STOCK"}
+NAMES = ("libgguf", *GGML, "gguf-py")
+
+
+def load(name: str) -> Any:
+    """The peer of this name, or None (with a line that says why) where it is not installed."""
+    try:
+        if name in GGML:
+            if not (path := os.environ.get(GGML[name])):
+                raise OSError(f"set {GGML[name]} to the path of libggml-base.so")
+            return Ggml(name, path)
+        return {"libgguf": Libgguf, "gguf-py": GgufPy}[name]()
+    except (ImportError, OSError, AttributeError) as e:
+        print(f"without {name}: {e}")
+        return None

@@ -150,6 +150,9 @@ fn check_narrow(level: Level) {
             v[i] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][r.below(3)];
         }
         assert_eq!((scalar.first_non_finite)(&v), (k.first_non_finite)(&v));
+        let begin = r.below(v.len());
+        (k.stream_zeros)(&mut v[begin..]);
+        assert!(v[begin..].iter().all(|x| *x == 0.0), "stream_zeros {level:?}");
     }
 }
 

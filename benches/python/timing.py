@@ -1,0 +1,78 @@
+"""Timing for the benches: CPU time of one thread, peers interleaved in the same run, best and median."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+#: A sample lasts at least this long; shorter calls are repeated within it.
+SAMPLE_NS = 100_000
+LEAST_SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Time:
+    """Nanoseconds of one call."""
+
+    best: float
+    median: float
+
+    def minus(self, other: Time) -> Time:
+        """Without what another call takes."""
+        return Time(self.best - other.best, self.median - other.median)
+
+    def rates(self, weights: int) -> dict[str, float]:
+        """Millions of weights per second."""
+        return {"best": round(weights / self.best * 1e3, 2), "median": round(weights / self.median * 1e3, 2)}
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Time]:
+    """Times every call in turn (A B A B …) for about ``seconds`` each, by the CPU time of this thread.
+
+    CPU time leaves out preemption; taking turns gives every call its share of whatever else disturbs the machine.
+    """
+    repeats = {name: _repeats(call) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    while waiting := [n for n in calls if spent[n] < seconds * 1e9 or len(samples[n]) < LEAST_SAMPLES]:
+        for name in waiting:
+            taken = _sample(calls[name], repeats[name])
+            spent[name] += taken
+            samples[name].append(taken / repeats[name])
+    return {name: Time(min(s), statistics.median(s)) for name, s in samples.items()}
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    call()  # warm-up: tables, page faults
+    n = 1
+    while (taken := _sample(call, n)) < SAMPLE_NS:
+        n = max(2 * n, int(n * SAMPLE_NS / max(taken, 1)))
+    return n
+
+
+def _sample(call: Callable[[], object], n: int) -> int:
+    start = time.thread_time_ns()
+    for _ in range(n):
+        call()
+    return time.thread_time_ns() - start
+
+
+def processor() -> str:
+    """The processor's name with family and model (clouds give several processors one name)."""
+    found = {}
+    for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+        key, _, value = line.partition(":")
+        found[key.strip()] = value.strip()
+    name = found.get("model name", platform.processor() or platform.machine())
+    if "cpu family" in found:
+        name += f", family {found['cpu family']} model {found['model']}"
+    return name
+
+
+def slug(name: str) -> str:
+    """The file name of a processor's record."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
