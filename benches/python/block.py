@@ -2,8 +2,9 @@
 
 One thread, CPU time, ours and the peers taking turns in the same run. Decoding goes to f32, into 64 MB (what the goals are
 about, beside the write limit: streaming stores over the same memory) and into one buffer of 16 KB (the cost of an empty
-call subtracted from everyone). Encoding reads normally distributed weights, with and without importance. Every result is
-compared with the peers' bit for bit before anything is timed. See benches/README.md for the peers.
+call subtracted from everyone). Encoding runs with and without importance. Weights are normally distributed, ternary for
+the ternary types. Every result is compared with the peers' bit for bit before anything is timed. See benches/README.md
+for the peers.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from timing import interleaved
 
 COLUMNS = 4096
 BUFFERS = {"64MB": 16 << 20, "16KB": 4 << 10}
+TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")
 Row = dict[str, Any]
 
 
@@ -75,9 +77,17 @@ class _Type:
         self.random = np.random.default_rng(0)
         # The searches of the K and IQ types take the peers up to a microsecond per weight.
         rows = 64 if TYPES[kind][2] <= 128 or kind.startswith("TQ") else 16
-        self.x = empty((rows, COLUMNS), np.dtype(np.float32))
-        self.x[:] = self.random.normal(0, 0.02, self.x.shape)
+        self.x = self._weights(rows)
         self.importance = self.random.random(COLUMNS, np.float32) + np.float32(0.01)
+
+    def _weights(self, rows: int) -> peers.Array:
+        x = empty((rows, COLUMNS), np.dtype(np.float32))
+        if self.kind in TERNARY:
+            # Normal weights would become mostly zeros, which some processors write faster than anything else.
+            x[:] = self.random.choice(np.float32([-0.02, 0, 0.02]), x.shape)
+        else:
+            x[:] = self.random.normal(0, 0.02, x.shape)
+        return x
 
     def encode(self, *, importance: bool) -> Row:
         weights = self.importance if importance else None
@@ -94,7 +104,7 @@ class _Type:
         blocks = self._blocks(n)
         calls = self._calls("decoder", blocks, out, COLUMNS, out=out)
         if buffer == "64MB":
-            calls["write limit"] = lambda: _native.stream_zeros(out.view(np.uint8))
+            calls["write limit"] = lambda: _native.stream_fill(out.view(np.uint8), 1.0)
             times = interleaved(calls, self.seconds)
             return self._row("decode", n, times, goals.decode_goals(self.kind))
         # One call takes about as long as the foreign call itself: measure that, and subtract it.
@@ -105,12 +115,14 @@ class _Type:
         return self._row("decode 16KB", n, times, [])
 
     def _blocks(self, n: int) -> peers.Array:
-        out = np.empty((len(self.x), row_bytes(self.kind, COLUMNS)), np.uint8)
+        """Encoded weights for ``n`` outputs, of a million different ones: fewer would teach the peers' branches."""
+        rows = min(n, 1 << 20) // COLUMNS
+        unlike = np.empty((rows, row_bytes(self.kind, COLUMNS)), np.uint8)
         weights = self.importance if TYPES[self.kind][4] == "required" else None
-        self.ours.encoder(self.kind, self.x, weights, out)()
-        blocks = empty((n // COLUMNS, out.shape[1]), np.dtype(np.uint8))
-        for i in range(len(blocks)):
-            blocks[i] = out[i % len(out)]
+        self.ours.encoder(self.kind, self._weights(rows), weights, unlike)()
+        blocks = empty((n // COLUMNS, unlike.shape[1]), np.dtype(np.uint8))
+        for i in range(0, len(blocks), rows):
+            blocks[i : i + rows] = unlike
         return blocks
 
     def _calls(self, how: str, *arguments: Any, out: peers.Array | None) -> dict[str, peers.Call]:

@@ -120,6 +120,7 @@ class Libgguf:
             function.restype = ctypes.c_size_t
             function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_long] * 3]
         self._encode.argtypes = [*self._encode.argtypes, ctypes.c_void_p]
+        self._init = lib["_Z14iq_tables_init9ggml_type"]
 
     def decoder(self, kind: str, blocks: Array, out: Array, columns: int) -> Call | None:
         if TYPES[kind][1] not in self._types:
@@ -131,6 +132,7 @@ class Libgguf:
         # Its IQ1_M encoder follows an older ggml and writes other bytes.
         if TYPES[kind][1] not in self._types or kind == "IQ1_M":
             return None
+        self._init(TYPES[kind][1])
         run, args = self._encode, (TYPES[kind][1], x.ctypes.data, out.ctypes.data, 0, *x.shape)
         weights = None if importance is None else importance.ctypes.data
         return lambda: _check(run(*args, weights), out.nbytes)

@@ -151,8 +151,8 @@ fn check_narrow(level: Level) {
         }
         assert_eq!((scalar.first_non_finite)(&v), (k.first_non_finite)(&v));
         let begin = r.below(v.len());
-        (k.stream_zeros)(&mut v[begin..]);
-        assert!(v[begin..].iter().all(|x| *x == 0.0), "stream_zeros {level:?}");
+        (k.stream_fill)(&mut v[begin..], 7.0);
+        assert!(v[begin..].iter().all(|x| *x == 7.0), "stream_fill {level:?}");
     }
 }
 

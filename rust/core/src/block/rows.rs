@@ -270,16 +270,21 @@ fn encode_task(
             &wide
         }
     };
-    if let Some(i) = (k.first_non_finite)(x) {
-        let (row, column) = ((start + i) / columns, (start + i) % columns);
-        return Err(Error::non_finite(
+    let check_source = || match (k.first_non_finite)(x) {
+        Some(i) => Err(Error::non_finite(
             format!("the value is {}; only finite values can be encoded", x[i]),
-            row,
-            column,
-        ));
+            (start + i) / columns,
+            (start + i) % columns,
+        )),
+        None => Ok(()),
+    };
+    // Where every element is stored by itself, the check of the result finds what the check of the source would.
+    if ty.block() > 1 {
+        check_source()?;
     }
     (k.block(ty).encode)(Rows { x, n_per_row: columns, importance }, dst);
     if let Some(b) = validate::first_invalid_block(ty, dst) {
+        check_source()?;
         let at = start + b * ty.block();
         let (row, column) = (at / columns, at % columns);
         return Err(Error::non_finite(
