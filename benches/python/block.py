@@ -1,10 +1,10 @@
-"""Speed of every block format beside its peers: ``python benches/python/block.py --json benches/record``.
+"""Speed of every block format beside its peers: ``python benches/python/block.py --record``.
 
-One thread, CPU time, ours and the peers taking turns in the same run. Decoding goes to f32, into 64 MB (what the goals are
-about, beside the write limit: streaming stores over the same memory) and into one buffer of 16 KB (the cost of an empty
-call subtracted from everyone). Encoding runs with and without importance. Weights are normally distributed, ternary for
-the ternary types. Every result is compared with the peers' bit for bit before anything is timed. See benches/README.md
-for the peers.
+One thread, CPU time, ours and the peers taking turns in the same run. Decoding goes to f32, into 64 MB (what the goals
+are about, beside the write limit: streaming stores over the same memory) and into one buffer of 16 KB (the cost of an
+empty call subtracted from everyone). Encoding runs with and without importance. Weights are normally distributed,
+ternary for the ternary types. Every result is compared with the peers' bit for bit before anything is timed.
+``SUBBYTE_SIMD`` chooses the level; benches/README.md says where the peers come from.
 """
 
 from __future__ import annotations
@@ -14,20 +14,17 @@ import os
 os.environ["SUBBYTE_NUM_THREADS"] = "1"  # before the library starts its threads
 
 import argparse
-import datetime
 import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import goals
+import numpy as np
 import peers
-import record
+from common import Time, interleaved, record, today
 from peers import TYPES, Subbyte, row_bytes
+
 from subbyte import _native
 from subbyte.arrays import empty
-from timing import interleaved
 
 COLUMNS = 4096
 BUFFERS = {"64MB": 16 << 20, "16KB": 4 << 10}
@@ -35,38 +32,40 @@ TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")
 Row = dict[str, Any]
 
 
-def main() -> int:
+def main() -> None:
+    """Measures the chosen types; prints and records them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--types", help="comma-separated ggml types (default: all)")
-    parser.add_argument("--peer", default=",".join(peers.NAMES), help="comma-separated peers (default: all)")
+    parser.add_argument("--peers", default=",".join(peers.NAMES), help="comma-separated peers (default: all)")
     parser.add_argument("--what", default="decode,encode", help="decode, encode or both")
     parser.add_argument("--buffer", default=",".join(BUFFERS), help="destinations of decode (default: both)")
     parser.add_argument("--seconds", type=float, default=0.3, help="CPU time for each call of a row")
-    parser.add_argument("--json", type=Path, help="folder of records: the rows of this processor are updated there")
+    parser.add_argument("--record", action="store_true", help="update the rows of this processor in benches/record")
     options = parser.parse_args()
     kinds = [t.upper() for t in options.types.split(",")] if options.types else list(TYPES)
     if unknown := set(kinds) - set(TYPES):
         parser.error(f"no ggml type is called {', '.join(sorted(unknown))}")
 
     ours = Subbyte()
-    others = [peer for name in options.peer.split(",") if (peer := peers.load(name))]
-    print(f"subbyte {ours.version}; " + "; ".join(f"{p.name} {p.version}" for p in others))
-    rows: list[Row] = []
+    others = [peer for name in options.peers.split(",") if (peer := peers.load(name))]
+    versions = {peer.name: peer.version for peer in (ours, *others)}
+    print(f"level {_native.level()}; " + "; ".join(f"{name} {version}" for name, version in versions.items()))
+    below = []
     for kind in kinds:
         *_, importance, decodes, encodes = TYPES[kind]
-        bench = _Type(kind, ours, others, options.seconds)
         if not encodes:
             continue
+        bench, rows = _Type(kind, ours, others, options.seconds), {}
         if decodes and "decode" in options.what:
-            rows += [bench.decode(buffer) for buffer in options.buffer.split(",")]
-        if "encode" in options.what:
-            rows += [bench.encode(importance=False)] if importance != "required" else []
-            rows += [bench.encode(importance=True)] if importance != "ignored" else []
-    if options.json:
-        record.update_block(options.json, _native.level(), {p.name: p.version for p in (ours, *others)}, rows)
-    below = [f"{r['type']} {r['what']}" for r in rows if r["verdict"] == "below"]
-    print(f"{len(rows)} rows, {len(below)} below what they must reach" + (": " + ", ".join(below) if below else ""))
-    return 0
+            rows |= {f"decode {buffer}": bench.decode(buffer) for buffer in options.buffer.split(",")}
+        if "encode" in options.what and importance != "required":
+            rows["encode"] = bench.encode(importance=False)
+        if "encode" in options.what and importance != "ignored":
+            rows["encode+importance"] = bench.encode(importance=True)
+        below += [f"{kind} {what}" for what, row in rows.items() if row["verdict"] == "below"]
+        if options.record:
+            record("block", _native.level(), {"versions": versions, "rows": {kind: rows}})
+    print("below what they must reach: " + (", ".join(below) or "none"))
 
 
 class _Type:
@@ -106,7 +105,7 @@ class _Type:
         if buffer == "64MB":
             calls["write limit"] = lambda: _native.stream_fill(out.view(np.uint8), 1.0)
             times = interleaved(calls, self.seconds)
-            return self._row("decode", n, times, goals.decode_goals(self.kind))
+            return self._row("decode 64MB", n, times, goals.decode_goals(self.kind))
         # One call takes about as long as the foreign call itself: measure that, and subtract it.
         nothing = self._calls("decoder", blocks[:0], out[:0], COLUMNS, out=None)
         times = interleaved(calls | {f"{name} (empty)": call for name, call in nothing.items()}, self.seconds)
@@ -151,21 +150,20 @@ class _Type:
             calls.pop("ggml-native", None)
         return calls
 
-    def _row(self, what: str, weights: int, times: dict[str, Any], wanted: list[goals.Goal]) -> Row:
+    def _row(self, what: str, weights: int, times: dict[str, Time], wanted: list[goals.Goal]) -> Row:
         rates = {name: time.rates(weights) for name, time in times.items()}
         ours, limit = rates["subbyte"]["best"], rates.pop("write limit", None)
         ratios = {name: round(ours / rate["best"], 3) for name, rate in rates.items() if name != "subbyte"}
         share = round(ours / limit["best"], 3) if limit else None
-        row = {
-            "type": self.kind, "what": what, "date": datetime.date.today().isoformat(), "mw_s": rates,
-            "ratio": ratios, "write_limit_mw_s": limit, "limit_share": share,
-            "verdict": goals.row_verdict(wanted, ratios, share),
-        }  # fmt: skip
+        verdict = goals.row_verdict(wanted, ratios, share)
+        row: Row = {"date": today(), "mw_s": rates, "ratio": ratios, "verdict": verdict}
+        if limit:
+            row |= {"write_limit_mw_s": limit, "limit_share": share}
         peers_text = "  ".join(f"{name} {rates[name]['best']:.5g} ({ratio:.2f}×)" for name, ratio in ratios.items())
         limit_text = f"  {share:.0%} of limit {limit['best']:.0f}" if limit else ""
-        print(f"{self.kind:8}{what:18}{ours:9.5g} Mw/s  {peers_text}{limit_text}  {row['verdict'] or ''}", flush=True)
+        print(f"{self.kind:8}{what:18}{ours:9.5g} Mw/s  {peers_text}{limit_text}  {verdict or ''}", flush=True)
         return row
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

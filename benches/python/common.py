@@ -1,56 +1,99 @@
-"""Timing and records shared by the benches."""
+"""What the benches share: timing by the CPU time of one thread, peers taking turns, and the recorded figures."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import platform
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 RECORD = Path(__file__).parent.parent / "record"
+#: A sample lasts at least this long; shorter calls are repeated within it.
+SAMPLE_NS = 100_000
+LEAST_SAMPLES = 5
 
 
-def interleaved(calls: dict[str, Callable[[], object]], seconds: float, repeat: int = 1) -> dict[str, float]:
-    """Best process time (all threads) of each call, the calls taking turns for about ``seconds`` each.
+@dataclass(frozen=True)
+class Time:
+    """Nanoseconds of one call."""
 
-    ``repeat`` calls are timed as one where a single call is too short for the clock.
+    best: float
+    median: float
+
+    def minus(self, other: Time) -> Time:
+        """Without what another call takes."""
+        return Time(self.best - other.best, self.median - other.median)
+
+    def rates(self, weights: int) -> dict[str, float]:
+        """Millions of weights per second."""
+        return {"best": round(weights / self.best * 1e3, 2), "median": round(weights / self.median * 1e3, 2)}
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Time]:
+    """Times every call in turn (A B A B …) for about ``seconds`` each, by the CPU time of this thread.
+
+    CPU time leaves out preemption; taking turns gives every call its share of whatever else disturbs the machine.
     """
-    best = dict.fromkeys(calls, float("inf"))
+    repeats = {name: _repeats(call) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
-    rounds = 0
-    while rounds < 2 or (min(spent.values()) < seconds and rounds < 10_000):
-        for name, call in calls.items():
-            if rounds >= 2 and spent[name] >= seconds:
-                continue
-            start = time.process_time()
-            for _ in range(repeat):
-                call()
-            took = time.process_time() - start
-            best[name] = min(best[name], took / repeat)
-            spent[name] += took
-        rounds += 1
-    return best
+    while waiting := [n for n in calls if spent[n] < seconds * 1e9 or len(samples[n]) < LEAST_SAMPLES]:
+        for name in waiting:
+            taken = _sample(calls[name], repeats[name])
+            spent[name] += taken
+            samples[name].append(taken / repeats[name])
+    return {name: Time(min(s), statistics.median(s)) for name, s in samples.items()}
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    call()  # warm-up: tables, page faults
+    n = 1
+    while (taken := _sample(call, n)) < SAMPLE_NS:
+        n = max(2 * n, int(n * SAMPLE_NS / max(taken, 1)))
+    return n
+
+
+def _sample(call: Callable[[], object], n: int) -> int:
+    start = time.thread_time_ns()
+    for _ in range(n):
+        call()
+    return time.thread_time_ns() - start
 
 
 def processor() -> str:
-    """The processor's name, as the operating system gives it."""
+    """The processor's name with family and model (clouds give several processors one name)."""
     try:
-        facts = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
-        fact = {key.strip(): value.strip() for key, value in facts}
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        fact = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         return f"{fact['model name']} (family {fact['cpu family']}, model {fact['model']})"
     except (OSError, KeyError):
         return platform.processor() or platform.machine()
 
 
-def record(bench: str, key: str, data: Any) -> Path:
-    """Stores ``data`` under ``bench`` and ``key`` in the record of this processor; returns the file."""
-    slug = "".join(c if c.isalnum() else "-" for c in processor().lower()).strip("-")
-    while "--" in slug:
-        slug = slug.replace("--", "-")
+def today() -> str:
+    """The date of a record."""
+    return datetime.date.today().isoformat()
+
+
+def record(bench: str, key: str, update: Mapping[str, Any]) -> Path:
+    """Updates the figures of ``bench`` and ``key`` in the record of this processor; returns the file.
+
+    Mappings are updated entry by entry, so that a run of some types leaves the others alone.
+    """
+    slug = "-".join("".join(c if c.isalnum() else " " for c in processor().lower()).split())
     path = RECORD / f"{slug}.json"
     whole = json.loads(path.read_text()) if path.exists() else {"processor": processor()}
-    whole.setdefault(bench, {})[key] = data
-    path.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    figures = whole.setdefault(bench, {}).setdefault(key, {})
+    for name, value in update.items():
+        if isinstance(value, Mapping):
+            figures.setdefault(name, {}).update(value)
+        else:
+            figures[name] = value
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     return path
