@@ -4,6 +4,9 @@ from typing import Any
 
 __version__: str
 
+SIDE_FILE_BYTES: int
+"""Largest file beside the weights that is read into memory."""
+
 def ggml_types() -> list[tuple[str, int, int, int, str, bool, bool]]:
     """Name, id, elements and bytes per block, what importance weights do, has a decoder, has an encoder."""
 

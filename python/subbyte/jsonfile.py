@@ -6,15 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from subbyte import _native
 from subbyte.errors import FormatError, IoError, LimitError
 from subbyte.io import load_json
 
-MAX_BYTES = 256 << 20
-"""Ceiling for one such file: the largest tokenizers in use take about 35 MB."""
-
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file of at most :data:`MAX_BYTES`.
+    """The bytes of a file of at most ``_native.SIDE_FILE_BYTES``.
 
     Raises:
         LimitError: larger than the ceiling.
@@ -22,8 +20,8 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise LimitError(f"{size:,} bytes; at most {MAX_BYTES:,} are read", file=path)
+        if size > _native.SIDE_FILE_BYTES:
+            raise LimitError(f"{size:,} bytes; at most {_native.SIDE_FILE_BYTES:,} are read", file=path)
         return path.read_bytes()
     except OSError as error:
         raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
@@ -39,7 +37,7 @@ def read_text(path: Path) -> str:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds; errors as :func:`subbyte.io.load_json`."""
-    value = load_json(path, max_bytes=MAX_BYTES)
+    value = load_json(path)
     if not isinstance(value, dict):
         raise FormatError(f"expected a JSON object, found {type(value).__name__}", file=path)
     return value

@@ -17,9 +17,6 @@ from subbyte import _native
 from subbyte.arrays import Array, as_bytes, load
 from subbyte.errors import ArgumentError, FormatError
 
-#: Largest side file (config.json, tokenizer.json, an index) that is read into memory, in bytes.
-MAX_JSON_BYTES = 512 << 20
-
 
 def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
     """Whether two paths are the same file, by device and inode; symbolic and hard links are seen through.
@@ -29,8 +26,8 @@ def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
     return _native.same_file(os.fspath(a), os.fspath(b))
 
 
-def load_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES, unique_keys: bool = False) -> Any:
-    """Reads a JSON side file of at most ``max_bytes``, nested at most 64 deep.
+def load_json(path: str | os.PathLike[str], *, unique_keys: bool = False) -> Any:
+    """Reads a JSON side file of at most ``_native.SIDE_FILE_BYTES``, nested at most 64 deep.
 
     Args:
         unique_keys: refuse an object in which a key occurs twice (`json` keeps the last).
@@ -41,7 +38,7 @@ def load_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES, 
         IoError: the file cannot be read.
     """
     name = os.fspath(path)
-    text = _native.read_json(name, max_bytes)
+    text = _native.read_json(name, _native.SIDE_FILE_BYTES)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

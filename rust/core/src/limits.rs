@@ -19,8 +19,9 @@ pub const GGUF_KEY: u64 = 65_535;
 pub const SAFETENSORS_DIMS: usize = 64;
 /// Most shards of one checkpoint: five digits in the shard name.
 pub const SHARDS: u64 = 99_999;
-/// Largest JSON side file (config.json, tokenizer.json, index) that is read into memory.
-pub const JSON_BYTES: u64 = 512 << 20;
+/// Largest file beside the weights (config.json, tokenizer files, index) that is read into memory; the largest
+/// tokenizers in use take about 35 MB.
+pub const SIDE_FILE_BYTES: u64 = 256 << 20;
 /// Largest GGUF header in bytes: the largest published (vocabularies of 260,000 tokens with merges) have some 20 MB.
 pub const GGUF_HEADER: u64 = 1 << 30;
 /// Deepest nesting of a JSON text; config.json, tokenizer.json and indices use fewer than ten levels.

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    m.add("SIDE_FILE_BYTES", subbyte_core::limits::SIDE_FILE_BYTES)?;
     codec::register(m)?;
     dlpack::register(m)?;
     container::register(m)
