@@ -80,9 +80,7 @@ def test_any_chunk_size_gives_the_same_rows() -> None:
     for step in (1, 3, 16, 63):
         parts = [tensor.recipe.read(i, min(i + step, 64)) for i in range(0, 64, step)]
         assert np.array_equal(np.concatenate(parts), whole)
-    assert np.array_equal(
-        whole, tensor.recipe.parts[0].source.load(0, 64 * 128).reshape(64, 128)[interleave_heads(64, 4)]
-    )
+    assert np.array_equal(whole, tensor.recipe.content.source.read(0, 64)[interleave_heads(64, 4)])
 
 
 def test_interleaving_puts_the_halves_of_a_head_side_by_side() -> None:

@@ -18,8 +18,10 @@ import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
 from subbyte.io.gguf import GgufFile
 from subbyte.tokenizer import tokenizer_keys
-from subbyte.tokenizer.pretokenizer import GPT2, LLAMA3, pre_tokenizer_name
+from subbyte.tokenizer.pretokenizer import expression_lists, pre_tokenizer_name
 from subbyte.tokenizer.sentencepiece import parse_model, read_model
+
+(GPT2,), (LLAMA3,) = expression_lists()["GPT2"], expression_lists()["LLAMA3"]
 
 TINY = GOLDEN / "convert"
 

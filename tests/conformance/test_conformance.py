@@ -8,13 +8,6 @@ from pathlib import Path
 
 RUNNER = Path(__file__).parent / "run.py"
 
-#: Checkpoints of architectures that `subbyte.convert` does not know yet.
-NOT_YET = ("tiny-bert", "tiny-deepseek2", "tiny-gemma2", "tiny-gptoss", "tiny-phi3", "tiny-qwen2", "tiny-qwen2moe")
-
-
-def belongs_to_a_missing_architecture(row):
-    return row["op"] == "convert" and row["family"] == "gguf/convert" and row["case"].startswith(NOT_YET)
-
 
 def results(run_python, tmp_path, golden, *options, **env):
     report = tmp_path / "report.json"
@@ -34,12 +27,9 @@ def explain(rows):
     return f"{dict(counts)}\n{first}"
 
 
-def test_everything_but_missing_architectures(run_python, tmp_path, golden):
-    rows = results(run_python, tmp_path, golden)
-    failed = [r for r in rows if r["result"] != "pass" and not belongs_to_a_missing_architecture(r)]
+def test_everything(run_python, tmp_path, golden):
+    failed = [r for r in results(run_python, tmp_path, golden) if r["result"] != "pass"]
     assert not failed, explain(failed)
-    later = [r for r in rows if belongs_to_a_missing_architecture(r)]
-    assert all(r["result"] == "missing" for r in later), explain(later)
 
 
 def test_codecs_on_every_level(level, run_python, tmp_path, golden):

@@ -1,18 +1,28 @@
-"""Model architectures that can be converted: one file each, registered in :data:`ARCHITECTURES`."""
+"""Model architectures that can be converted: one file per family, registered in :data:`ARCHITECTURES`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from subbyte.arch.base import Architecture, Config
-from subbyte.arch.llama import LLAMA, head_dim
+from subbyte.arch.bert import BERT
+from subbyte.arch.deepseek import DEEPSEEK2
+from subbyte.arch.gemma import GEMMA2, GEMMA3
+from subbyte.arch.gptoss import GPT_OSS
+from subbyte.arch.llama import LLAMA
+from subbyte.arch.phi3 import PHI3
+from subbyte.arch.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from subbyte.errors import FormatError, UnsupportedError
 
-ARCHITECTURES: tuple[Architecture, ...] = (LLAMA,)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    LLAMA, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, GEMMA2, GEMMA3, PHI3, GPT_OSS, DEEPSEEK2, BERT,
+)  # fmt: skip
 
 
 def find_architecture(config: dict[str, Any]) -> tuple[Architecture, Config]:
     """The architecture of a config.json, and the config with the model type's defaults filled in.
+
+    The fields of a multimodal model's ``text_config`` take the place of those of the whole.
 
     Raises:
         FormatError: config.json names no model type.
@@ -25,9 +35,10 @@ def find_architecture(config: dict[str, Any]) -> tuple[Architecture, Config]:
     arch = known.get(kind)
     if arch is None:
         raise UnsupportedError(f"config.json: model_type '{kind}' cannot be converted (yet); known: {', '.join(known)}")
-    filled = {**arch.model_types[kind], **{name: value for name, value in config.items() if value is not None}}
-    filled.setdefault("num_key_value_heads", filled.get("num_attention_heads"))
-    filled.setdefault("head_dim", head_dim(filled))
+    text = config.get("text_config")
+    given = {**config, **(text if isinstance(text, dict) else {})}
+    filled = {**arch.model_types[kind], **{name: value for name, value in given.items() if value is not None}}
+    arch.complete(filled)
     return arch, filled
 
 

@@ -43,6 +43,7 @@ def convert(
     output_tensor_type: str | None = None,
     token_embedding_type: str | None = None,
     tensor_type: Sequence[str] | Mapping[str, str] = (),
+    pre: str | None = None,
     strict: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -64,6 +65,7 @@ def convert(
         output_tensor_type: ggml type of ``output.weight``.
         token_embedding_type: ggml type of ``token_embd.weight``.
         tensor_type: rules ``REGEX=TYPE`` (or a mapping): the first expression found in a tensor's name decides.
+        pre: value of ``tokenizer.ggml.pre``; derived from the structure of tokenizer.json unless given.
         strict: refuse where there would be warnings.
         overwrite: replace ``dst`` if it exists.
         progress: called with (bytes written, bytes of all tensors, name of the tensor).
@@ -88,6 +90,7 @@ def convert(
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
         tensor_type=tensor_type,
+        pre=pre,
         strict=strict,
     )
     check_target(plan.source, target, overwrite)

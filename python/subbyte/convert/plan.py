@@ -23,7 +23,7 @@ from subbyte.convert.mix import (
 )
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.source import Source, open_source
-from subbyte.convert.types import FLOATS, nbytes, parse_type
+from subbyte.convert.types import FLOATS, nbytes, parse_type, quantized
 from subbyte.convert.values import kind
 from subbyte.errors import ArgumentError, Error, UnsupportedError
 from subbyte.io.gguf import GgufValue, gguf_nbytes
@@ -96,6 +96,7 @@ def make_plan(
     output_tensor_type: str | None = None,
     token_embedding_type: str | None = None,
     tensor_type: Sequence[str] | Mapping[str, str] = (),
+    pre: str | None = None,
     strict: bool = False,
 ) -> Plan:
     """Plan the conversion of ``src``; arguments as :func:`subbyte.convert`.
@@ -114,14 +115,19 @@ def make_plan(
     )
     if target_name:
         file_type(target_name)  # a misspelt target is reported before the source is read
-    source = open_source(src)
+    source = open_source(src, pre)
     if strict and source.warnings:
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     target = file_type(target_name or _own_type(source))
     # A checkpoint becomes a float or Q8_0 file in one step of the original converter; every other file is what the
     # original quantizer makes of a file that holds the checkpoint exactly.
     direct = source.format == "safetensors" and target.name in (*FLOATS, "Q8_0")
-    chosen = _converter_types(source, target, options) if direct else _mixed_types(source, target, options)
+    if not direct:
+        chosen = _mixed_types(source, target, options)
+    else:
+        chosen = _converter_types(source, target if target_name else None, options)
+        if "MXFP4" in chosen.values():
+            target = file_type("MXFP4")  # the original's name for files that keep the codes of gpt-oss
     recipes = {recipe.name: recipe for recipe in source.recipes}
     tensors = tuple(
         TensorPlan(recipe, chosen[name], _shape(recipe.shape, keep=direct), kind(recipe.type, chosen[name]))
@@ -149,11 +155,12 @@ def _target_name(to: str) -> str:
 
 
 def _own_type(source: Source) -> str:
-    """The float type that holds the source exactly: that of its largest share."""
+    """The float type that holds the source exactly: that of the largest share of its floats."""
     share: dict[str, int] = {}
     for recipe in source.recipes:
-        share[recipe.type] = share.get(recipe.type, 0) + recipe.elements
-    own = max(share, key=lambda name: share[name])
+        if not quantized(recipe.type):
+            share[recipe.type] = share.get(recipe.type, 0) + recipe.elements
+    own = max(share, key=lambda name: share[name], default="F32")
     return own if own in FLOATS else "F32"
 
 
@@ -174,16 +181,23 @@ def _rules(tensor_type: Sequence[str] | Mapping[str, str]) -> Iterable[tuple[re.
             raise ArgumentError(f"tensor_type: '{pattern}' is not a regular expression: {error}") from None
 
 
-def _converter_types(source: Source, target: FileType, options: MixOptions) -> dict[str, str]:
-    """Types of a file that a checkpoint becomes directly, in the checkpoint's order."""
+def _converter_types(source: Source, target: FileType | None, options: MixOptions) -> dict[str, str]:
+    """Types of a file that a checkpoint becomes directly, in the checkpoint's order.
+
+    Tensors that the checkpoint stores in blocks keep them. Without a target every other tensor keeps its float type,
+    as far as the original converter does not want it in F32.
+    """
     chosen = {}
     for recipe in source.recipes:
-        if recipe.name in source.unknown:
+        if recipe.name in source.unknown or quantized(recipe.type):
             chosen[recipe.name] = recipe.type
-            continue
-        kept = converter_type(recipe.name, recipe.shape, target)
+        elif target is None:
+            chosen[recipe.name] = _kept_type(source, recipe)
+        else:
+            chosen[recipe.name] = converter_type(recipe.name, recipe.shape, target)
         own = overridden(recipe.name, recipe.shape, options) if is_quantizable(recipe.name, recipe.shape) else None
-        chosen[recipe.name] = own or kept
+        if own and recipe.name not in source.unknown:
+            chosen[recipe.name] = own
     return chosen
 
 
@@ -206,6 +220,8 @@ def _mixed_types(source: Source, target: FileType, options: MixOptions) -> dict[
 def _kept_type(source: Source, recipe: Recipe) -> str:
     """The type of a tensor that a mix leaves alone: what an exact GGUF copy of the source has."""
     if source.format == "gguf" or recipe.name in source.unknown:
+        return recipe.type
+    if quantized(recipe.type):
         return recipe.type
     own = recipe.type if recipe.type in FLOATS else "F32"
     return converter_type(recipe.name, recipe.shape, file_type(own))

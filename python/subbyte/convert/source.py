@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from subbyte.arch import Architecture, find_architecture
-from subbyte.arch.base import Config, common_keys, layer_count
+from subbyte.arch.base import EXPERTS, Config, Split, integer, interleave_heads, layer_count
 from subbyte.convert.mix import Model
-from subbyte.convert.recipe import ByteRange, Part, Raw, Recipe, SourceTensor, computed
+from subbyte.convert.recipe import Recipe, computed
+from subbyte.convert.rows import ByteRange, Mxfp4, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor, Stacked
+from subbyte.convert.types import Raw
 from subbyte.errors import ArgumentError, FormatError, IoError, UnsupportedError
 from subbyte.ggml import TYPES
-from subbyte.io import same_file
+from subbyte.io import load_json, same_file
 from subbyte.io.gguf import GgufFile, GgufValue
 from subbyte.io.safetensors import SafetensorsFile
-from subbyte.jsonfile import read_object
+from subbyte.jsonfile import MAX_BYTES, read_object, read_object_if_there
 from subbyte.tokenizer import tokenizer_keys
 
 
@@ -55,8 +57,10 @@ class Source:
 _SIDE_FILES = (".json", ".model", ".safetensors", ".jinja", ".txt")
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, pre: str | None = None) -> Source:
     """The model at ``path``: a checkpoint folder, its index or safetensors file, or a GGUF file.
+
+    ``pre`` is the value of ``tokenizer.ggml.pre``; ``None`` derives it from the tokenizer.
 
     Raises:
         FormatError: the files are damaged or contradict each other.
@@ -64,7 +68,7 @@ def open_source(path: Path) -> Source:
         IoError: a file cannot be read.
     """
     if path.is_dir() or path.name.endswith((".safetensors", ".safetensors.index.json")):
-        return _checkpoint(path)
+        return _checkpoint(path, pre)
     if is_gguf(path):
         return _gguf(path)
     raise UnsupportedError(
@@ -89,82 +93,220 @@ def is_gguf(path: Path) -> bool:
         raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
 
 
-def _checkpoint(path: Path) -> Source:
+def _checkpoint(path: Path, pre: str | None) -> Source:
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").is_file():
         raise FormatError("no config.json: not a Hugging Face checkpoint", file=folder)
     config = read_object(folder / "config.json")
     quantization = config.get("quantization_config")
-    if isinstance(quantization, dict):
-        method = quantization.get("quant_method", "unknown")
+    method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else None
+    if method not in (None, "mxfp4"):
         raise UnsupportedError(f"a checkpoint quantized with '{method}' cannot be converted (yet)", file=folder)
     try:
         arch, filled = find_architecture(config)
-        return _from_checkpoint(path, folder, arch, filled)
+        return _from_checkpoint(path, folder, arch, {**filled, **_pooling(folder)}, pre)
     except (FormatError, UnsupportedError) as error:
         error.file = error.file or str(folder)
         raise
 
 
-def _from_checkpoint(path: Path, folder: Path, arch: Architecture, config: Config) -> Source:
+_POOLING = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
+
+
+def _pooling(folder: Path) -> dict[str, int]:
+    """How the sentence encoder in ``folder`` pools its tokens, from the files of sentence-transformers."""
+    if not (folder / "modules.json").is_file():
+        return {}
+    modules = load_json(folder / "modules.json", max_bytes=MAX_BYTES)
+    for module in modules if isinstance(modules, list) else ():
+        if isinstance(module, dict) and str(module.get("type")).endswith(".Pooling"):
+            settings = read_object_if_there(folder / Path(str(module.get("path"))).name / "config.json")
+            for field_name, number in _POOLING.items():
+                if settings.get(field_name) is True:
+                    return {"pooling_type": number}
+    return {}
+
+
+_OTHER_PARTS = re.compile(
+    r"^(mlp|vit\.|vpm\.|siglip2\.|conformer\.|merger\.|resampler\.|sound_encoder\.|sound_projection\.|speech_embeddings\.)"
+    r"|visual\.|vision\.|audio\.|talker\.|vision_|audio_|token2wav\.|code2wav\.|projector\.|pre_mm_projector_norm"
+    r"|image_newline|view_seperator|patch_embed|patch_merger\.|patch_merge_mlp\.|model\.connector\."
+)
+"""Names of a multimodal checkpoint's tensors that are not its language model's."""
+
+
+def _from_checkpoint(path: Path, folder: Path, arch: Architecture, config: Config, pre: str | None) -> Source:
     tensors = SafetensorsFile(path, mmap=False)  # reading bounded chunks keeps the peak of memory down
-    layers = layer_count(config)
-    heads = {key: config.get(name) for key, name in (("q", "num_attention_heads"), ("kv", "num_key_value_heads"))}
-    model = Model(arch.name, layers, _count(heads["q"]), _count(heads["kv"]), _count(config.get("num_local_experts")))
-    source = Source(path, "safetensors", [], {}, model)
-    source.recipes += [computed(name, array) for name, array in arch.generated(config).items()]
+    vocabulary = tokenizer_keys(folder, dict(config), pre)
+    source = Source(path, "safetensors", [], {}, Model(arch.name, layer_count(config)))
+    collected = _Collected(arch, config, source, tensors, vocabulary.size)
+    for name in collected.order():
+        collected.add(name)
+    source.recipes = [computed(name, array) for name, array in arch.generated(config).items()] + collected.finish()
+    source.unknown = frozenset(collected.unknown)
     tied = config.get("tie_word_embeddings") is True
-    seen: dict[str, str] = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        if arch.is_dropped(name):
-            source.left_out.append((name, "a buffer that is computed when the model is loaded"))
-            continue
-        target = arch.gguf_name(name, layers)
-        if target == "output.weight" and tied:
-            source.left_out.append((name, "config.json ties it to the embedding"))
-            continue
-        if target is None:
-            unknown.append(target := name)
-            source.warnings.append(
-                f"tensor '{name}': unknown to architecture {arch.name}, copied unchanged; "
-                "programs that know every tensor of the model may refuse the file"
-            )
-        if target in seen:
-            raise FormatError(f"tensors '{seen[target]}' and '{name}' both become '{target}'")
-        if len(target.encode()) > 63:
-            raise FormatError(f"tensor '{name}': GGUF names have at most 63 bytes")
-        if tensor.dtype not in TYPES:
-            raise UnsupportedError(f"dtype {tensor.dtype} cannot be stored in GGUF", tensor=name)
-        seen[target] = name
-        where = ByteRange(Path(tensor.path), tensor.offset, tensor.nbytes)
-        stored = SourceTensor(name, tensor.dtype, tuple(tensor.shape), where, _loader(tensors, name))
-        interleaved = arch.heads_of(target, config) if target not in unknown else 0
-        source.recipes.append(Recipe(target, stored.shape, (Part(stored, interleaved),)))
-    source.unknown = frozenset(unknown)
-    if not seen:
+    present = {recipe.name for recipe in source.recipes}
+    if not collected.seen:
         raise FormatError("no tensors")
-    expected = arch.expected(layers) + ([] if tied else ["output.weight"])
-    source.warnings += [f"tensor '{name}' is missing from the checkpoint" for name in expected if name not in seen]
+    missing = arch.missing(layer_count(config), present)
+    if "lm_head" in arch.tensors and not tied and "output.weight" not in present:
+        missing.append("output.weight")
+    source.warnings += [f"tensor '{name}' is missing from the checkpoint" for name in missing]
     source.warnings += _other_shapes(arch, config, source)
     source.files = [Path(file) for file in tensors.paths]
     source.files += [file for file in folder.iterdir() if file.is_file() and file.suffix in _SIDE_FILES]
 
-    vocabulary = tokenizer_keys(folder, dict(config))
     source.warnings += vocabulary.warnings
-    if vocabulary.keys:
-        arch.vocabulary(config, vocabulary.keys)
     keys = source.metadata
     keys["general.architecture"] = GgufValue("str", arch.name)
     keys["general.type"] = GgufValue("str", "model")
     keys["general.name"] = GgufValue("str", _title(folder.resolve().name))
-    keys["general.size_label"] = GgufValue("str", _size_label(sum(recipe.elements for recipe in source.recipes)))
-    keys.update(common_keys(config, arch.name))
-    keys["general.file_type"] = GgufValue("u32", 0)
+    keys["general.size_label"] = GgufValue("str", _size_label(source.recipes))
     keys.update(arch.keys(config))
     keys["general.quantization_version"] = GgufValue("u32", 2)
-    keys.update(vocabulary.keys)
+    keys.update(arch.vocabulary(config, vocabulary.keys) if vocabulary.keys else {})
+    source.model = _model(arch.name, {key: value.value for key, value in keys.items()})
     return source
+
+
+class _Collected:
+    """The recipes of a checkpoint while its tensors are looked at one by one."""
+
+    def __init__(
+        self, arch: Architecture, config: Config, source: Source, tensors: SafetensorsFile, n_vocab: int
+    ) -> None:
+        self.arch, self.config, self.source, self.tensors, self.n_vocab = arch, config, source, tensors, n_vocab
+        self.recipes: dict[str, Recipe] = {}
+        self.seen: dict[str, str] = {}
+        self.unknown: list[str] = []
+        self.stacks: dict[str, dict[int, Rows]] = {}
+        self.experts = next((integer(config, name) for name in EXPERTS if config.get(name) is not None), 0)
+
+    def order(self) -> list[str]:
+        """The checkpoint's names, tensors in MXFP4 first as in the original; their scales come with their codes."""
+        codes = [name for name in self.tensors if name.endswith("_blocks") and self._scales(name) in self.tensors]
+        scales = {self._scales(name) for name in codes}
+        return codes + [name for name in self.tensors if name not in scales and name not in codes]
+
+    @staticmethod
+    def _scales(name: str) -> str:
+        return name.removesuffix("_blocks") + "_scales"
+
+    def add(self, name: str) -> None:
+        """Find out what becomes of one tensor."""
+        plain = self.arch.plain_name(name)
+        if "text_config" in self.config:
+            plain = plain.replace("language_model.", "")
+            if _OTHER_PARTS.search(plain):
+                self.source.left_out.append((name, "not a part of the language model"))
+                return
+        if plain.endswith(".e_score_correction.bias"):
+            plain = plain.removesuffix(".bias") + "_bias"
+        if self.arch.is_dropped(plain):
+            self.source.left_out.append((name, "not used by programs that read GGUF, or computed by them"))
+            return
+        layer = re.search(r"\.layers\.(\d+)\.", plain)
+        if self.arch.drops_further_layers and layer and int(layer[1]) >= layer_count(self.config):
+            self.source.left_out.append((name, "a layer that predicts further tokens"))
+            return
+        match = self.arch.match(plain, self.config)
+        stored = self._stored(name)
+        if match is None:
+            self.unknown.append(name)
+            self.source.warnings.append(
+                f"tensor '{name}': unknown to architecture {self.arch.name}, copied unchanged; "
+                "programs that know every tensor of the model may refuse the file"
+            )
+            self._put(name, name, stored.shape, stored)
+        elif match.name == "output.weight" and self.config.get("tie_word_embeddings") is True:
+            self.source.left_out.append((name, "config.json ties it to the embedding"))
+        elif match.split is not None:
+            self._split(name, stored, match.split)
+        elif match.expert is not None:
+            self._expert(name, match.name, match.expert, stored)
+        else:
+            self._put(match.name, name, stored.shape, self._whole(match.name, stored))
+
+    def _stored(self, name: str) -> Rows:
+        if name.endswith("_blocks") and self._scales(name) in self.tensors:
+            codes, scales = (_stored(self.tensors, part, "I8") for part in (name, self._scales(name)))
+            try:
+                return Mxfp4(codes, scales)
+            except FormatError as error:
+                error.tensor = name
+                raise
+        dtype = self.tensors[name].dtype
+        if dtype not in TYPES:
+            raise UnsupportedError(f"dtype {dtype} cannot be stored in GGUF", tensor=name)
+        return _stored(self.tensors, name, dtype)
+
+    def _whole(self, target: str, stored: Rows) -> Rows:
+        heads, shift = self.arch.heads_of(target, self.config), self.arch.shift_of(target)
+        if heads:
+            return _interleaved(stored, heads)
+        if self.arch.cuts_embedding and target == "token_embd.weight" and 0 < self.n_vocab < stored.rows:
+            return Selected(stored, (1, stored.rows, stored.columns), (slice(0, self.n_vocab), slice(None)))
+        return Shifted(stored, shift) if shift else stored
+
+    def _expert(self, name: str, target: str, expert: int, stored: Rows) -> None:
+        if expert >= self.experts:
+            raise FormatError(f"config.json has {self.experts} experts", tensor=name)
+        stack = self.stacks.setdefault(target, {})
+        stack[expert] = stored
+        if len(stack) == self.experts:
+            try:
+                rows = Stacked(tuple(stack[number] for number in range(self.experts)))
+            except FormatError as error:
+                error.tensor = target
+                raise
+            self._put(target, name, (self.experts, *stored.shape), rows)
+            del self.stacks[target]
+
+    def _split(self, name: str, stored: Rows, split: Split) -> None:
+        expected = split.view if split.shape is None else split.shape
+        if stored.shape != tuple(expected):
+            raise FormatError(f"shape {stored.shape}, config.json implies {tuple(expected)}", tensor=name)
+        for piece in split.pieces:
+            if stored.type == "MXFP4" and (piece.swapped or piece.columns != slice(None)):
+                raise UnsupportedError("MXFP4 blocks cannot be divided", tensor=name)
+            rows = Selected(stored, split.view, (piece.rows, piece.columns), piece.swapped)
+            self._put(piece.name, name, rows.shape if split.stacked else rows.shape[1:], rows)
+
+    def _put(self, target: str, name: str, shape: tuple[int, ...], rows: Rows) -> None:
+        if target in self.seen:
+            raise FormatError(f"tensors '{self.seen[target]}' and '{name}' both become '{target}'")
+        if len(target.encode()) > 63:
+            raise FormatError(f"tensor '{name}': GGUF names have at most 63 bytes")
+        self.seen[target] = name
+        if self.arch.cuts_embedding and isinstance(rows, Selected) and target == "token_embd.weight":
+            shape = rows.shape[1:]
+        self.recipes[target] = Recipe(target, shape, rows)
+
+    def finish(self) -> list[Recipe]:
+        """The recipes; refuses stacks that are not complete."""
+        for target, stack in self.stacks.items():
+            lacking = [number for number in range(self.experts) if number not in stack]
+            raise FormatError(f"expert {lacking[0]} of {self.experts} is missing", tensor=target)
+        return list(self.recipes.values())
+
+
+def _interleaved(stored: Rows, heads: int) -> Rows:
+    """Rows of a query or key matrix, or the elements of a bias, with rotary pairs side by side."""
+    size = stored.columns if len(stored.shape) == 1 else stored.rows
+    try:
+        order = interleave_heads(size, heads)
+    except FormatError as error:
+        error.tensor = getattr(stored, "name", None)
+        raise
+    if len(stored.shape) > 1:
+        return Reordered(stored, order)
+    return Reshaped(Reordered(Reshaped(stored, (size, 1)), order), (size,))
+
+
+def _stored(file: SafetensorsFile | GgufFile, name: str, kind: str) -> SourceTensor:
+    tensor = file[name]
+    where = ByteRange(Path(tensor.path), tensor.offset, tensor.nbytes)
+    return SourceTensor(name, kind, tuple(tensor.shape), where, _loader(file, name))
 
 
 def _other_shapes(arch: Architecture, config: Config, source: Source) -> list[str]:
@@ -197,13 +339,22 @@ def _title(folder: str) -> str:
     )
 
 
-def _size_label(parameters: int) -> str:
-    """Number of parameters with at least two digits: ``100K``, ``6.8M``, ``70B``."""
+def _size_label(recipes: Sequence[Recipe]) -> str:
+    """Number of parameters with at least two digits: ``100K``, ``6.8M``, ``70B``; of a mixture ``8x7B``.
+
+    A mixture counts one expert's share of the stacked matrices and everything else whole.
+    """
+    parameters, counts = 0, []
+    for recipe in recipes:
+        stacked = "_exps." in recipe.name and len(recipe.shape) > 2
+        parameters += recipe.elements // (recipe.shape[0] if stacked else 1)
+        counts += [recipe.shape[0]] if stacked else []
+    experts = f"{sum(counts) // len(counts)}x" if counts else ""
     for exponent, suffix in ((12, "T"), (9, "B"), (6, "M"), (3, "K")):
         if parameters > 10**exponent or exponent == 3:
             value = parameters / 10**exponent
             digits = max(2 - len(str(round(value)).lstrip("0")), 0)
-            return f"{value:.{digits}f}{suffix}"
+            return f"{experts}{value:.{digits}f}{suffix}"
     raise AssertionError("the last suffix always applies")
 
 
@@ -221,19 +372,31 @@ def _gguf(path: Path) -> Source:
         for key, value in file.metadata.items()
         if key not in _REPLACED and not key.startswith("split.")
     }
-    layers = file.metadata.get(f"{arch}.block_count")
-    if not isinstance(layers, int):
-        raise FormatError(f"metadata key {arch}.block_count: expected a number, found {layers!r}", file=path)
-    heads, heads_kv = (_per_layer(file.metadata.get(f"{arch}.attention.head_count{kv}")) for kv in ("", "_kv"))
-    model = Model(arch, layers, heads, heads_kv or heads, _per_layer(file.metadata.get(f"{arch}.expert_count")))
     recipes = []
     for name, tensor in file.items():
-        where = ByteRange(Path(tensor.path), tensor.offset, tensor.nbytes)
-        stored = SourceTensor(name, tensor.type, tuple(tensor.shape), where, _loader(file, name))
-        recipes.append(Recipe(name, stored.shape, (Part(stored),)))
+        stored = _stored(file, name, tensor.type)
+        recipes.append(Recipe(name, stored.shape, stored))
     if not recipes:
         raise FormatError("no tensors", file=path)
+    try:
+        model = _model(arch, file.metadata)
+    except FormatError as error:
+        error.file = str(path)
+        raise
     return Source(path, "gguf", recipes, metadata, model, files=[Path(entry) for entry in file.paths])
+
+
+def _model(arch: str, metadata: Mapping[str, Any]) -> Model:
+    """What the mixes look at, from metadata.
+
+    Raises:
+        FormatError: the number of layers is missing.
+    """
+    layers = metadata.get(f"{arch}.block_count")
+    if not isinstance(layers, int):
+        raise FormatError(f"metadata key {arch}.block_count: expected a number, found {layers!r}")
+    heads, heads_kv = (_per_layer(metadata.get(f"{arch}.attention.head_count{kv}")) for kv in ("", "_kv"))
+    return Model(arch, layers, heads, heads_kv or heads, _per_layer(metadata.get(f"{arch}.expert_count")))
 
 
 def _per_layer(value: Any) -> int:

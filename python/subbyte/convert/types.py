@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
+from numpy.typing import NDArray
+
 from subbyte.errors import ArgumentError
 from subbyte.ggml import TYPES
+
+Raw = NDArray[np.uint8]
 
 FLOATS = ("F32", "F16", "BF16")
 

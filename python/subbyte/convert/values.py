@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subbyte import _native
-from subbyte.convert.recipe import Raw
-from subbyte.convert.types import quantized
+from subbyte.convert.types import Raw, quantized
 from subbyte.errors import UnsupportedError
 from subbyte.ggml import TYPES
 

@@ -97,7 +97,17 @@ def _template_flags(processor: Any, names: dict[str, str | None]) -> dict[str, b
                 names["eot"] = names["eos"]
             names["eos"] = last
             flags["eos"] = True
+        between = _between(member.get("pair"))
+        if between is not None:  # a separator of its own counts, the end of the first text does not
+            flags["sep"] = between in (names["sep"], names["eos"]) and not last
     return flags
+
+
+def _between(pair: Any) -> str | None:
+    """The special token between the two texts of a pair's template; ``None`` where there is none."""
+    parts = pair if isinstance(pair, list) else []
+    texts = [at for at, part in enumerate(parts) if isinstance(part, dict) and "Sequence" in part]
+    return _special(parts[texts[0] + 1]) if len(texts) == 2 else None
 
 
 def _special(part: Any) -> str | None:

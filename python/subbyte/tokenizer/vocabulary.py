@@ -10,7 +10,7 @@ from subbyte.errors import FormatError, UnsupportedError
 from subbyte.io.gguf import GgufValue
 from subbyte.jsonfile import read_object_if_there
 from subbyte.tokenizer import sentencepiece
-from subbyte.tokenizer.pretokenizer import ADDS_BOS, pre_tokenizer_name
+from subbyte.tokenizer.pretokenizer import pre_tokenizer_name, pre_tokenizers
 from subbyte.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from subbyte.tokenizer.special import added_tokens, special_keys
 
@@ -53,12 +53,13 @@ class _Tokens:
         self.texts[at], self.kinds[at], self.scores[at] = text, kind, score
 
 
-def tokenizer_keys(folder: Path, config: dict[str, Any]) -> Vocabulary:
+def tokenizer_keys(folder: Path, config: dict[str, Any], pre_name: str | None = None) -> Vocabulary:
     """The vocabulary of the checkpoint in ``folder``.
 
     Args:
         folder: with tokenizer.model or tokenizer.json, and optionally tokenizer_config.json and chat templates.
         config: config.json; ``vocab_size`` gives the number of tokens.
+        pre_name: the value of ``tokenizer.ggml.pre``; ``None`` derives it from the structure of tokenizer.json.
 
     Raises:
         FormatError: a tokenizer file is damaged.
@@ -82,11 +83,23 @@ def tokenizer_keys(folder: Path, config: dict[str, Any]) -> Vocabulary:
     else:
         result.warnings.append("no tokenizer.model or tokenizer.json: the file gets no vocabulary")
         return result
-    if pre is None:
+    if pre_name is not None:
+        pre = pre_name
+        if pre not in pre_tokenizers():
+            result.warnings.append(f"pre-tokenizer '{pre}' is none that is known: programs may refuse the file")
+    elif pre is None:
         pre = "default"
         result.warnings.append(
-            "tokenizer.json: unknown pre-tokenizer, written as 'default': programs may split texts otherwise"
+            "tokenizer.json: unknown pre-tokenizer, written as 'default': programs may split texts otherwise; "
+            "the option pre names another"
         )
+    elif model == "gpt2":
+        whole = bool(tokenizer["model"].get("ignore_merges"))
+        if pre_tokenizers()[pre].ignores_merges != whole:
+            result.warnings.append(
+                f"tokenizer.json: ignore_merges is {str(whole).lower()}, '{pre}' implies the opposite: "
+                "programs may merge some words otherwise"
+            )
 
     keys = result.keys
     keys["tokenizer.ggml.model"] = GgufValue("str", model)
@@ -101,10 +114,15 @@ def tokenizer_keys(folder: Path, config: dict[str, Any]) -> Vocabulary:
     special, warnings = special_keys(folder, tokenizer, settings, config, result.size)
     keys.update(special)
     result.warnings += warnings
-    if pre in ADDS_BOS:
+    if model == "gpt2" and pre in pre_tokenizers() and pre_tokenizers()[pre].adds_bos:
         keys.setdefault("tokenizer.ggml.add_bos_token", GgufValue("bool", False))
+    normalizer = tokenizer.get("normalizer")
+    if model == "bert" and isinstance(normalizer, dict):
+        for name in ("lowercase", "strip_accents"):
+            if isinstance(normalizer.get(name), bool):
+                keys[f"tokenizer.ggml.normalizer.{name}"] = GgufValue("bool", normalizer[name])
     space_prefix = settings.get("add_prefix_space")
-    if isinstance(space_prefix, bool):
+    if isinstance(space_prefix, bool) and model != "bert":
         keys["tokenizer.ggml.add_space_prefix"] = GgufValue("bool", space_prefix)
     return result
 
@@ -151,45 +169,55 @@ def _from_sentencepiece(folder: Path, settings: dict[str, Any], config: dict[str
 
 
 def _from_json(tokenizer: dict[str, Any], config: dict[str, Any]) -> tuple[str, _Tokens, list[str]]:
-    """Kind of vocabulary ("gpt2" or "llama"), tokens and merges of a tokenizer.json."""
+    """Kind of vocabulary ("gpt2", "llama" or "bert"), tokens and merges of a tokenizer.json."""
     model = tokenizer.get("model")
     if not isinstance(model, dict):
         raise FormatError("expected an object 'model'")
-    if model.get("type", "BPE") != "BPE":
-        raise UnsupportedError(f"tokenizer.json: a {model.get('type')} tokenizer cannot be stored (yet), only BPE")
+    kind = model.get("type", "BPE")
+    if kind not in ("BPE", "WordPiece"):
+        raise UnsupportedError(f"tokenizer.json: a {kind} tokenizer cannot be stored (yet), only BPE and WordPiece")
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not vocab or not all(isinstance(at, int) and at >= 0 for at in vocab.values()):
         raise FormatError("model.vocab: expected token texts with their ids")
     added = added_tokens(tokenizer)
     top = max(*vocab.values(), *(token["id"] for token in added), 0)
     tokens = _Tokens.blank(_vocab_size(config, top + 1))
-    size = len(tokens.texts)
-    if top >= size:
-        raise FormatError(f"token id {top} is not below vocab_size {size} of config.json")
+    if top >= len(tokens.texts):
+        raise FormatError(f"token id {top} is not below vocab_size {len(tokens.texts)} of config.json")
     merges = _merges(model.get("merges"))
-    sentencepiece_like = bool(model.get("byte_fallback"))
-    rank = {left + right: i for i, (left, right) in reversed(list(enumerate(merges)))}
-    for text, at in vocab.items():
-        if not sentencepiece_like:
+    if kind == "WordPiece":
+        for text, at in vocab.items():
+            tokens.put(at, text[2:] if text.startswith("##") else _BLANK + text, NORMAL)
+    elif model.get("byte_fallback"):
+        _put_ranked(tokens, vocab, merges, model.get("unk_token"))
+    else:
+        for text, at in vocab.items():
             tokens.put(at, text, NORMAL)
-        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-            tokens.put(at, text, BYTE)
-        else:
-            tokens.put(at, text, UNKNOWN if text == model.get("unk_token") else NORMAL, -float(rank.get(text, 10**9)))
     for token in added:
         text, at = token["content"], token["id"]
         if at < 0:
             raise FormatError(f"added token '{text}' has id {at}")
         if token.get("special") or _looks_special(text):
-            kind = UNKNOWN if tokens.kinds[at] == UNKNOWN else CONTROL
-            tokens.put(at, text, kind)
+            tokens.put(at, text, UNKNOWN if tokens.kinds[at] == UNKNOWN else CONTROL)
         else:
             tokens.put(at, text.replace(_BLANK, " "), USER_DEFINED)
-    if sentencepiece_like:
+    if kind == "WordPiece":
+        return "bert", tokens, []
+    if model.get("byte_fallback"):
         return "llama", tokens, []
     # A space inside a merge would read as the border between its parts, so it is stored in its byte-level form.
     joined = [" ".join(part.replace(" ", _BYTE_SPACE) for part in pair) for pair in merges]
     return "gpt2", tokens, joined
+
+
+def _put_ranked(tokens: _Tokens, vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str | None) -> None:
+    """Tokens of a SentencePiece-like vocabulary, with scores that make a reader merge in the order of ``merges``."""
+    rank = {left + right: i for i, (left, right) in reversed(list(enumerate(merges)))}
+    for text, at in vocab.items():
+        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            tokens.put(at, text, BYTE)
+        else:
+            tokens.put(at, text, UNKNOWN if text == unknown else NORMAL, -float(rank.get(text, 10**9)))
 
 
 def _merges(entries: Any) -> list[tuple[str, str]]:

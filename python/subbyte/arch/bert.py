@@ -1,0 +1,62 @@
+"""BERT encoders: architecture ``bert``. All values stay the same; pooler and training heads are left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from subbyte.arch.base import BUFFERS, Architecture, Config, GgufFacts, Keys, common_keys, integer, pooling_keys
+from subbyte.arch.decoder import BLOCK
+from subbyte.io.gguf import GgufValue
+
+_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "vocab_size": 30522,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+_LAYER = "encoder.layer.{N}."
+
+
+def _keys(config: Config) -> Keys:
+    causal = {"bert.attention.causal": GgufValue("bool", False)}
+    return common_keys(config, "bert") | causal | pooling_keys(config, "bert")
+
+
+def _vocabulary(config: Config, keys: Keys) -> Keys:
+    count = integer({"type_vocab_size": 1, **config}, "type_vocab_size")
+    return {"tokenizer.ggml.token_type_count": GgufValue("u32", count), **keys}
+
+
+def _restored(facts: GgufFacts) -> dict[str, Any]:
+    return {
+        "model_type": "bert",
+        "architectures": ["BertModel"],
+        "hidden_act": "gelu",
+        "type_vocab_size": facts.metadata.get("tokenizer.ggml.token_type_count", facts.shapes["token_types.weight"][0]),
+        "position_embedding_type": "absolute",
+    }
+
+
+BERT = Architecture(
+    name="bert",
+    model_types={"bert": _DEFAULTS},
+    tensors={
+        "embeddings.word_embeddings": "token_embd",
+        "embeddings.position_embeddings": "position_embd",
+        "embeddings.token_type_embeddings": "token_types",
+        "embeddings.LayerNorm": "token_embd_norm",
+        f"{_LAYER}attention.self.query": f"{BLOCK}attn_q",
+        f"{_LAYER}attention.self.key": f"{BLOCK}attn_k",
+        f"{_LAYER}attention.self.value": f"{BLOCK}attn_v",
+        f"{_LAYER}attention.output.dense": f"{BLOCK}attn_output",
+        f"{_LAYER}attention.output.LayerNorm": f"{BLOCK}attn_output_norm",
+        f"{_LAYER}intermediate.dense": f"{BLOCK}ffn_up",
+        f"{_LAYER}output.dense": f"{BLOCK}ffn_down",
+        f"{_LAYER}output.LayerNorm": f"{BLOCK}layer_output_norm",
+    },
+    prefixes=("bert.",),
+    renamed={".gamma": ".weight", ".beta": ".bias"},
+    dropped=BUFFERS + r"|^(embeddings\.position_ids|pooler\.dense\.|cls\.predictions\.|cls\.seq_relationship\.)",
+    keys=_keys,
+    vocabulary=_vocabulary,
+    restored=_restored,
+)
