@@ -23,7 +23,7 @@ from subbyte.ggml import TYPES
 from subbyte.io import load_json, same_file
 from subbyte.io.gguf import GgufFile, GgufValue
 from subbyte.io.safetensors import SafetensorsFile
-from subbyte.jsonfile import MAX_BYTES, read_object, read_object_if_there
+from subbyte.jsonfile import read_object, read_object_if_there
 from subbyte.tokenizer import tokenizer_keys
 
 
@@ -117,7 +117,7 @@ def _pooling(folder: Path) -> dict[str, int]:
     """How the sentence encoder in ``folder`` pools its tokens, from the files of sentence-transformers."""
     if not (folder / "modules.json").is_file():
         return {}
-    modules = load_json(folder / "modules.json", max_bytes=MAX_BYTES)
+    modules = load_json(folder / "modules.json")
     for module in modules if isinstance(modules, list) else ():
         if isinstance(module, dict) and str(module.get("type")).endswith(".Pooling"):
             settings = read_object_if_there(folder / Path(str(module.get("path"))).name / "config.json")
