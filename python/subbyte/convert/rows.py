@@ -201,13 +201,13 @@ class Stacked(Rows):
     """The rows of the parts, one part after the other.
 
     Raises:
-        FormatError: the parts differ in type or row length.
+        FormatError: the parts differ in type or shape.
     """
 
     parts: tuple[Rows, ...]
 
     def __post_init__(self) -> None:
-        if len({(part.type, part.columns) for part in self.parts}) != 1:
+        if len({(part.type, part.shape) for part in self.parts}) != 1:
             kinds = sorted({f"{part.type} {part.shape}" for part in self.parts})
             raise FormatError(f"tensors to be stacked differ: {', '.join(kinds[:4])}")
 
