@@ -91,11 +91,10 @@ def test_a_type_without_fallback_is_refused_by_name() -> None:
 def test_types_that_need_importance_are_listed() -> None:
     target = file_type("iq2_xs")
     got = choose_types(SMALL, target, Model("llama", 8, 8, 8))
-    assert lacking_importance(target, got, MixOptions()) == []  # one layer only: Q2_K, Q5_K and a fallback
+    assert lacking_importance(target, got) == []  # one layer only: Q2_K, Q5_K and a fallback
     more = SMALL | {"blk.0.attn_q.weight": (64, 512)}
     got = choose_types(more, target, Model("llama", 8, 8, 8))
-    assert lacking_importance(target, got, MixOptions()) == ["blk.0.attn_q.weight"]
-    assert lacking_importance(target, got, MixOptions(importance=True)) == []
+    assert lacking_importance(target, got) == ["blk.0.attn_q.weight"]
 
 
 @pytest.mark.parametrize(("name", "number"), [("q4_k", 15), ("Q4_K_M", 15), ("q3_k", 12), ("iq2_s", 28), ("tq1_0", 36)])

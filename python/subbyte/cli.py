@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="REGEX=TYPE",
         help="type of the tensors REGEX finds; may repeat",
     )
+    convert.add_argument("--imatrix", metavar="FILE", help="importance data, .gguf or .dat")
     convert.add_argument("--pre", metavar="NAME", help="tokenizer.ggml.pre, where it cannot be derived")
     convert.add_argument("--strict", action="store_true", help="refuse where there would be warnings")
     convert.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
@@ -125,6 +126,7 @@ def _convert(options: argparse.Namespace) -> int:
             output_tensor_type=options.output_tensor_type,
             token_embedding_type=options.token_embedding_type,
             tensor_type=options.tensor_type,
+            imatrix=options.imatrix,
             pre=options.pre,
             strict=options.strict,
             overwrite=options.overwrite,

@@ -43,6 +43,7 @@ def convert(
     output_tensor_type: str | None = None,
     token_embedding_type: str | None = None,
     tensor_type: Sequence[str] | Mapping[str, str] = (),
+    imatrix: str | PathLike[str] | None = None,
     pre: str | None = None,
     strict: bool = False,
     overwrite: bool = False,
@@ -65,6 +66,8 @@ def convert(
         output_tensor_type: ggml type of ``output.weight``.
         token_embedding_type: ggml type of ``token_embd.weight``.
         tensor_type: rules ``REGEX=TYPE`` (or a mapping): the first expression found in a tensor's name decides.
+        imatrix: importance data, a file of either kind (`subbyte.imatrix`): types that use weights get those of its
+            entries, and some mixes choose otherwise.
         pre: value of ``tokenizer.ggml.pre``; derived from the structure of tokenizer.json unless given.
         strict: refuse where there would be warnings.
         overwrite: replace ``dst`` if it exists.
@@ -90,6 +93,7 @@ def convert(
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
         tensor_type=tensor_type,
+        imatrix=imatrix,
         pre=pre,
         strict=strict,
     )

@@ -384,14 +384,12 @@ def choose_types(
     }
 
 
-def lacking_importance(target: FileType, types: Mapping[str, str | None], options: MixOptions) -> list[str]:
-    """The tensors whose chosen type needs importance data that nobody gave.
+def lacking_importance(target: FileType, types: Mapping[str, str | None]) -> list[str]:
+    """The tensors whose chosen type needs importance data.
 
     IQ2_XXS, IQ2_XS and IQ1_S cannot be computed without; for IQ3_XXS, IQ2_S, IQ1_M (and Q2_K in a Q2_K_S file) the
     result would be unusable, so these are refused too except in token_embd and output, as llama-quantize does.
     """
-    if options.importance:
-        return []
     poor = {"IQ3_XXS", "IQ2_S", "IQ1_M"} | ({"Q2_K"} if target.name == "Q2_K_S" else set())
     return [
         name

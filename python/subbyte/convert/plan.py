@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,10 @@ from subbyte.convert.mix import (
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.source import Source, open_source
 from subbyte.convert.types import FLOATS, nbytes, parse_type, quantized
-from subbyte.convert.values import kind
+from subbyte.convert.values import Importance, kind
 from subbyte.errors import ArgumentError, Error, UnsupportedError
+from subbyte.ggml import TYPES
+from subbyte.imatrix import ImportanceMatrix, load_imatrix
 from subbyte.io.gguf import GgufValue, gguf_nbytes
 
 
@@ -38,14 +42,14 @@ class TensorPlan:
         type: ggml type it is stored as.
         shape: shape in the file, NumPy order.
         kind: what happens to the values (:func:`~subbyte.convert.values.kind`).
-        importance: float32 weights of the columns; ``None`` without.
+        importance: weights of the columns; ``None`` without.
     """
 
     recipe: Recipe
     type: str
     shape: tuple[int, ...]
     kind: str
-    importance: NDArray[np.float32] | None = None
+    importance: Importance | None = None
 
     @property
     def name(self) -> str:
@@ -96,6 +100,7 @@ def make_plan(
     output_tensor_type: str | None = None,
     token_embedding_type: str | None = None,
     tensor_type: Sequence[str] | Mapping[str, str] = (),
+    imatrix: str | os.PathLike[str] | None = None,
     pre: str | None = None,
     strict: bool = False,
 ) -> Plan:
@@ -112,7 +117,9 @@ def make_plan(
         output_tensor_type=parse_type(output_tensor_type) if output_tensor_type else None,
         token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
         tensor_type=tuple(_rules(tensor_type)),
+        importance=imatrix is not None,
     )
+    data = None if imatrix is None else load_imatrix(imatrix)
     if target_name:
         file_type(target_name)  # a misspelt target is reported before the source is read
     source = open_source(src, pre)
@@ -123,14 +130,20 @@ def make_plan(
     # original quantizer makes of a file that holds the checkpoint exactly.
     direct = source.format == "safetensors" and target.name in (*FLOATS, "Q8_0")
     if not direct:
-        chosen = _mixed_types(source, target, options)
+        chosen = _mixed_types(source, target, options, data)
     else:
         chosen = _converter_types(source, target if target_name else None, options)
         if "MXFP4" in chosen.values():
             target = file_type("MXFP4")  # the original's name for files that keep the codes of gpt-oss
     recipes = {recipe.name: recipe for recipe in source.recipes}
     tensors = tuple(
-        TensorPlan(recipe, chosen[name], _shape(recipe.shape, keep=direct), kind(recipe.type, chosen[name]))
+        TensorPlan(
+            recipe,
+            chosen[name],
+            _shape(recipe.shape, keep=direct),
+            kind(recipe.type, chosen[name]),
+            _importance(recipe, chosen[name], data),
+        )
         for name, recipe in ((name, recipes[name]) for name in chosen)
     )
     again = [tensor for tensor in tensors if tensor.kind == "requantized"]
@@ -142,6 +155,8 @@ def make_plan(
             file=src,
         )
     metadata = _metadata(source, target, direct)
+    if data is not None and not direct:
+        metadata |= _imatrix_keys(data, os.fspath(imatrix or ""))
     size = gguf_nbytes(metadata, [(tensor.name, tensor.type, tensor.shape) for tensor in tensors])
     return Plan(source, target, tensors, metadata, size)
 
@@ -201,15 +216,18 @@ def _converter_types(source: Source, target: FileType | None, options: MixOption
     return chosen
 
 
-def _mixed_types(source: Source, target: FileType, options: MixOptions) -> dict[str, str]:
+def _mixed_types(
+    source: Source, target: FileType, options: MixOptions, data: ImportanceMatrix | None
+) -> dict[str, str]:
     """Types of a mixed file, in visit order."""
     shapes = {recipe.name: recipe.shape for recipe in source.recipes if recipe.name not in source.unknown}
     mixed = choose_types(shapes, target, source.model, options)
-    lacking = lacking_importance(target, mixed, options)
+    lacking = [name for name in lacking_importance(target, mixed) if data is None or name not in data]
     if lacking:
         names = ", ".join(f"'{name}' {mixed[name]}" for name in lacking)
         raise ArgumentError(
-            f"gguf.{target.name.lower()} needs importance data (an imatrix) for {len(lacking)} tensors; "
+            f"gguf.{target.name.lower()} needs importance data (an imatrix) for {len(lacking)} tensors"
+            f"{' that the imatrix lacks' if data is not None else ''}; "
             f"choose a target without, such as gguf.q2_k or gguf.iq3_s. The tensors: {names}",
             file=source.path,
         )
@@ -225,6 +243,41 @@ def _kept_type(source: Source, recipe: Recipe) -> str:
         return recipe.type
     own = recipe.type if recipe.type in FLOATS else "F32"
     return converter_type(recipe.name, recipe.shape, file_type(own))
+
+
+def _importance(recipe: Recipe, target: str, data: ImportanceMatrix | None) -> Importance | None:
+    """The importance of the recipe's columns for its encoder; ``None`` where there is none, or no use for it."""
+    name = recipe.name
+    if data is None or name not in data or recipe.type == target or TYPES[target].importance == "ignored":
+        return None
+    matrices = recipe.rows // recipe.shape[-2] if len(recipe.shape) > 1 else 1
+    try:
+        data.importance(name, matrices, recipe.columns)
+    except ArgumentError:
+        if name == "token_embd.weight":
+            return None  # the original measures other rows there, and goes on without
+        raise
+
+    @lru_cache(maxsize=1)
+    def load() -> NDArray[np.float32]:
+        return data.importance(name, matrices, recipe.columns)
+
+    return Importance(recipe.rows // matrices, load)
+
+
+def _imatrix_keys(data: ImportanceMatrix, path: str) -> dict[str, GgufValue]:
+    """What a file says about the importance data it was made with; texts are cut as the original cuts them."""
+
+    def text(value: str) -> GgufValue:
+        return GgufValue("str", value.encode()[:127].decode("utf-8", "ignore"))
+
+    keys = {"quantize.imatrix.file": text(path)}
+    if data.datasets:
+        keys["quantize.imatrix.dataset"] = text(data.datasets[0])
+    return keys | {
+        "quantize.imatrix.entries_count": GgufValue("u32", len(data)),
+        "quantize.imatrix.chunks_count": GgufValue("u32", data.chunk_count),
+    }
 
 
 def _shape(shape: tuple[int, ...], *, keep: bool) -> tuple[int, ...]:

@@ -60,7 +60,10 @@ def _rows(tensor: TensorPlan, first: int, last: int) -> Raw:
     recipe = tensor.recipe
     try:
         raw = recipe.read(first, last)
-        data = encode(recipe.type, raw, recipe.columns, tensor.type, tensor.importance)
+        if tensor.importance is None:
+            data = encode(recipe.type, raw, recipe.columns, tensor.type)
+        else:
+            data = tensor.importance.encode(recipe.type, raw, recipe.columns, tensor.type, first)
         if recipe.type == tensor.type:
             bad = first_invalid_block(tensor.type, data)
             if bad is not None:

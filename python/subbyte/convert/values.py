@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,6 +53,31 @@ def encode(source: str, raw: Raw, columns: int, target: str, importance: NDArray
     weights = None if importance is None else importance.view(np.uint8)
     _native.encode(target, values, dtype, columns, 1, weights, out)
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """Importance of the columns of a tensor.
+
+    Attributes:
+        rows: number of rows that share a vector: those of one matrix of a stack.
+        load: the vectors, float32, shape (matrices, columns).
+    """
+
+    rows: int
+    load: Callable[[], NDArray[np.float32]]
+
+    def encode(self, source: str, raw: Raw, columns: int, target: str, first: int) -> Raw:
+        """As :func:`encode`, for rows from number ``first`` on."""
+        vectors = self.load()
+        last = first + len(raw)
+        pieces = [
+            encode(
+                source, raw[max(at, first) - first : at + self.rows - first], columns, target, vectors[at // self.rows]
+            )
+            for at in range(first - first % self.rows, last, self.rows)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def aligned(raw: Raw, size: int) -> Raw:
