@@ -1,0 +1,140 @@
+"""Converting a synthetic bfloat16 Llama checkpoint to GGUF, all cores, against a gguf-py loop where that has the type.
+
+Every conversion runs in a process of its own: wall time, CPU time of all threads, peak memory (mapped files included).
+The fastest of several runs counts, which finds the checkpoint in the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from common import record, today
+
+import subbyte
+from subbyte.arrays import small_float
+from subbyte.io import write_safetensors
+
+HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 2048, 5632, 32_000, 16
+TARGETS = ("gguf.f16", "gguf.q8_0", "gguf.q4_0", "gguf.q6_k", "gguf.q4_k_m")
+GGUF_PY = {"gguf.f16": "F16", "gguf.q8_0": "Q8_0", "gguf.q4_0": "Q4_0"}
+
+
+def write_checkpoint(folder: Path, layers: int) -> None:
+    """Writes the checkpoint."""
+    random = np.random.default_rng(0)
+    bfloat16 = small_float("bfloat16")
+
+    def weights(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape, np.float32) * np.float32(0.02)).astype(bfloat16)
+
+    tensors = {
+        "model.embed_tokens.weight": weights(VOCABULARY, HIDDEN),
+        "lm_head.weight": weights(VOCABULARY, HIDDEN),
+        "model.norm.weight": weights(HIDDEN),
+    }
+    for i in range(layers):
+        layer = f"model.layers.{i}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{layer}{name}.weight"] = weights(HIDDEN)
+        for name in "qkvo":
+            tensors[f"{layer}self_attn.{name}_proj.weight"] = weights(HIDDEN, HIDDEN)
+        for name in ("gate", "up"):
+            tensors[f"{layer}mlp.{name}_proj.weight"] = weights(INTERMEDIATE, HIDDEN)
+        tensors[f"{layer}mlp.down_proj.weight"] = weights(HIDDEN, INTERMEDIATE)
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE, "num_hidden_layers": layers, "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "vocab_size": VOCABULARY,
+        "dtype": "bfloat16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def with_gguf_py(src: Path, dst: Path, kind: str) -> None:
+    """What a script around gguf-py does: read, quantize, write; names and layouts of heads left as they are."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    writer = gguf.GGUFWriter(dst, "llama")
+    qtype = gguf.GGMLQuantizationType[kind]
+    for name, tensor in load_file(src / "model.safetensors").items():
+        values = tensor.astype(np.float32)
+        if values.ndim == 1:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, qtype), raw_dtype=qtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def measured(arguments: list[str]) -> dict[str, float]:
+    """Runs this file with ``arguments`` in a process of its own."""
+    sys.stdout.flush()
+    start = time.perf_counter()
+    child = os.posix_spawn(sys.executable, [sys.executable, __file__, *arguments], os.environ)
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        raise SystemExit(f"{' '.join(arguments)}: failed")
+    return {
+        "wall_s": round(time.perf_counter() - start, 3),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
+        "peak_mb": round(usage.ru_maxrss / 1000, 1),
+    }
+
+
+def main() -> None:
+    """Writes the checkpoint, converts it with everyone, prints and records."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=4, help="layers of 52 million weights; 131 million beside them")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each conversion; the fastest counts")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--record", action="store_true", help="store the figures in benches/record")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        src, dst = Path(folder) / "checkpoint", Path(folder) / "model.gguf"
+        src.mkdir()
+        # In another process: what this one had in memory would count as the peak of those it starts.
+        measured(["--job", "write", str(src), str(options.layers)])
+        millions = (src / "model.safetensors").stat().st_size // 2_000_000
+        for target in TARGETS:
+            rows = {}
+            jobs = {"subbyte": f"{subbyte.__version__}"}
+            if target in GGUF_PY:
+                jobs["gguf-py"] = version("gguf")
+            for name, found in jobs.items():
+                runs = [measured(["--job", name, str(src), str(dst), target]) for _ in range(options.runs)]
+                best = min(runs, key=lambda run: run["wall_s"])
+                rows[name] = {"date": today(), "version": found, **best}
+                print(f"{target:12}{name:10}" + "  ".join(f"{k} {v:g}" for k, v in best.items()), flush=True)
+            if options.record:
+                record("convert", f"{millions} million bfloat16 weights, {os.cpu_count()} cores", {target: rows})
+
+
+def job(name: str, src: str, *arguments: str) -> None:
+    """What a process of its own does."""
+    if name == "write":
+        write_checkpoint(Path(src), int(arguments[0]))
+    elif name == "gguf-py":
+        dst, target = arguments
+        with_gguf_py(Path(src), Path(dst), GGUF_PY[target])
+    else:
+        dst, target = arguments
+        subbyte.convert(src, dst, to=target, overwrite=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--job"]:
+        job(*sys.argv[2:])
+    else:
+        main()
