@@ -95,5 +95,14 @@ def record(bench: str, key: str, update: Mapping[str, Any]) -> Path:
         else:
             figures[name] = value
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(_lines(whole) + "\n")
     return path
+
+
+def _lines(value: Any, depth: int = 0) -> str:
+    """JSON with one line for each row, at most five levels deep."""
+    if not isinstance(value, dict) or depth == 5 or not any(isinstance(v, dict) for v in value.values()):
+        return json.dumps(value, ensure_ascii=False)
+    pad = " " * (depth + 1)
+    inner = ",\n".join(f"{pad}{json.dumps(key)}: {_lines(v, depth + 1)}" for key, v in value.items())
+    return f"{{\n{inner}\n{' ' * depth}}}"

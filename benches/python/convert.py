@@ -20,7 +20,7 @@ from common import record, today
 
 import subbyte
 from subbyte.arrays import small_float
-from subbyte.io import write_safetensors
+from subbyte.io.safetensors import write_safetensors
 
 HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 2048, 5632, 32_000, 16
 TARGETS = ("gguf.f16", "gguf.q8_0", "gguf.q4_0", "gguf.q6_k", "gguf.q4_k_m")
@@ -64,6 +64,7 @@ def with_gguf_py(src: Path, dst: Path, kind: str) -> None:
     import gguf
     from safetensors.numpy import load_file
 
+    small_float("bfloat16")  # makes NumPy know the type that load_file asks for
     writer = gguf.GGUFWriter(dst, "llama")
     qtype = gguf.GGMLQuantizationType[kind]
     for name, tensor in load_file(src / "model.safetensors").items():
