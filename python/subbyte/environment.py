@@ -23,9 +23,9 @@ def check() -> None:
             stacklevel=4,
         )
     threads = os.environ.get("SUBBYTE_NUM_THREADS", "").strip()
-    if threads and not (threads.isascii() and threads.isdigit() and int(threads) > 0):
+    if threads and not (threads.isascii() and threads.isdigit() and int(threads) == _native.num_threads()):
         warnings.warn(
-            f"SUBBYTE_NUM_THREADS={threads}: expected a positive number; using {_native.num_threads()} threads",
+            f"SUBBYTE_NUM_THREADS={threads}: expected a number from 1 to 1024; using {_native.num_threads()} threads",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -19,6 +19,8 @@ pub const GGUF_KEY: u64 = 65_535;
 pub const SAFETENSORS_DIMS: usize = 64;
 /// Most shards of one checkpoint: five digits in the shard name.
 pub const SHARDS: u64 = 99_999;
+/// Most threads of the pool: above any machine's processors; tens of thousands would only fight each other.
+pub const THREADS: usize = 1024;
 /// Largest file beside the weights (config.json, tokenizer files, index) that is read into memory; the largest
 /// tokenizers in use take about 35 MB.
 pub const SIDE_FILE_BYTES: u64 = 256 << 20;

@@ -1,6 +1,8 @@
-//! The thread pool: our own, sized by `SUBBYTE_NUM_THREADS` (default: available processors), rebuilt after a fork
+//! The thread pool: our own, sized by `SUBBYTE_NUM_THREADS` (1 to [`limits::THREADS`]; default, also for anything
+//! else the variable holds: the available processors), rebuilt after a fork
 //! because the threads of a rayon pool do not exist in a child.
 
+use crate::limits;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -19,7 +21,9 @@ pub fn num_threads() -> usize {
     static THREADS: OnceLock<usize> = OnceLock::new();
     *THREADS.get_or_init(|| {
         let asked = std::env::var("SUBBYTE_NUM_THREADS").ok().and_then(|s| s.trim().parse().ok());
-        asked.filter(|n| *n > 0).unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+        asked
+            .filter(|n| (1..=limits::THREADS).contains(n))
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
     })
 }
 

@@ -287,15 +287,13 @@ fn encode_task(
         check_source()?;
         let at = start + b * ty.block();
         let (row, column) = (at / columns, at % columns);
-        return Err(Error::non_finite(
-            format!(
-                "the values from here to column {} are too large for {}: a scale overflows its 16-bit float",
-                column + ty.block() - 1,
-                ty.name()
-            ),
-            row,
-            column,
-        ));
+        let problem = if ty.block() == 1 {
+            format!("the value {:e} is too large for {}", x[b], ty.name())
+        } else {
+            let last = column + ty.block() - 1;
+            format!("the values from here to column {last} are too large for {}: a scale overflows", ty.name())
+        };
+        return Err(Error::non_finite(problem, row, column));
     }
     Ok(())
 }

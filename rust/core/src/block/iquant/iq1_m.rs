@@ -154,7 +154,14 @@ impl BlockFormat for Iq1M {
                 put_scale(b, f32::NAN); // refused by validation
                 continue;
             }
+            // A block without a scale (all products underflow) keeps its rows, without scales and shifts, as in ggml.
             if max == 0.0 {
+                for (g, group) in groups.iter().enumerate() {
+                    for (h, row) in group.rows.iter().enumerate() {
+                        b[2 * g + h] = *row as u8;
+                        b[32 + g] |= ((row >> 8) << (4 * h)) as u8;
+                    }
+                }
                 continue;
             }
             let mut d = max / 15.0;

@@ -136,15 +136,13 @@ impl BlockFormat for Iq1S {
                 put_f16(b, 0, f32::NAN); // refused by validation
                 continue;
             }
-            if max == 0.0 {
-                continue;
-            }
+            // A block without a scale (all products underflow) keeps its rows, without scales and shifts, as in ggml.
             let d = max / 15.0;
-            put_f16(b, 0, d * 1.125);
             let id = 1.0 / d;
+            put_f16(b, 0, d * 1.125);
             for (ib, group) in groups.iter().enumerate() {
                 let l = nearest_level(id * group.scale, 8) as usize | group.shift << 3;
-                let mut h = l << 12;
+                let mut h = if max == 0.0 { 0 } else { l << 12 };
                 for (k, row) in group.rows.iter().enumerate() {
                     b[2 + 4 * ib + k] = *row as u8;
                     h |= row >> 8 << (3 * k);

@@ -68,6 +68,7 @@ impl GridSweep for Iq2S {
     const PLAIN_SIGMA: f32 = 0.25;
     const REFIT: Refit = Refit::OffGrid;
     const FUDGE: f32 = 0.9875;
+    const KEEPS_ROWS: bool = true;
 
     fn book() -> &'static Codebook {
         neighbours::iq2_s()

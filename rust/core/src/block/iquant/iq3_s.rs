@@ -70,6 +70,7 @@ impl GridSweep for Iq3S {
     const SIGMA: f32 = 2.0;
     const REFIT: Refit = Refit::AllIfAny;
     const FUDGE: f32 = 1.033;
+    const KEEPS_ROWS: bool = true;
 
     fn book() -> &'static Codebook {
         neighbours::iq3_s()

@@ -49,6 +49,9 @@ pub trait GridSweep: BlockFormat {
     const REFIT: Refit;
     /// Factor on the stored scale.
     const FUDGE: f32;
+    /// Whether rows and signs are stored even where no sub-block of the block has a scale (all products underflow), as
+    /// the original happens to do.
+    const KEEPS_ROWS: bool = false;
 
     /// The grid.
     fn book() -> &'static Codebook;
@@ -111,13 +114,16 @@ fn plain_weight<F: GridSweep>(x: f32, sigma2: f32) -> f32 {
 pub fn finish<F: GridSweep>(subs: &[SubBlock], block: &mut [u8]) {
     block.fill(0);
     let max = subs.iter().fold(0f32, |m, s| if m > s.scale { m } else { s.scale });
+    let mut scales = [0; 16];
     if max == 0.0 {
+        if F::KEEPS_ROWS {
+            F::pack(subs, &scales, block);
+        }
         return;
     }
     let d = max / 31.0;
     put_f16(block, 0, d * F::FUDGE);
     let id = 1.0 / d;
-    let mut scales = [0; 16];
     for (q, sub) in scales.iter_mut().zip(subs) {
         *q = nearest_level(id * sub.scale, 16) as u8;
     }

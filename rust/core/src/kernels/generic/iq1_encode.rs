@@ -115,17 +115,17 @@ pub unsafe fn encode_s<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
             }
             for lane in 0..batch.count {
                 let b = &mut dst[(first + lane) * 50..][..50];
-                if (zeros | failed) >> lane & 1 != 0 {
+                if failed >> lane & 1 != 0 {
                     b.fill(0);
-                    if failed >> lane & 1 != 0 {
-                        put_f16(b, 0, f32::NAN);
-                    }
+                    put_f16(b, 0, f32::NAN);
                     continue;
                 }
+                // Without a scale only the rows stay.
+                let kept = if zeros >> lane & 1 != 0 { 0x0FFF } else { 0xFFFF };
                 b[..2].copy_from_slice(&half[lane].to_le_bytes());
                 for ib in 0..8 {
                     b[2 + 4 * ib..6 + 4 * ib].copy_from_slice(&low[ib][lane].to_le_bytes());
-                    b[34 + 2 * ib..36 + 2 * ib].copy_from_slice(&(words[ib][lane] as u16).to_le_bytes());
+                    b[34 + 2 * ib..36 + 2 * ib].copy_from_slice(&(words[ib][lane] as u16 & kept).to_le_bytes());
                 }
             }
         }
@@ -283,15 +283,19 @@ pub unsafe fn encode_m<S: Simd>(rows: Rows<'_>, dst: &mut [u8]) {
             }
             for lane in 0..batch.count {
                 let b = &mut dst[(first + lane) * 56..][..56];
-                if (zeros | failed) >> lane & 1 != 0 {
+                if failed >> lane & 1 != 0 {
                     b.fill(0);
-                    if failed >> lane & 1 != 0 {
-                        iq1_m::put_scale(b, f32::NAN);
-                    }
+                    iq1_m::put_scale(b, f32::NAN);
                     continue;
                 }
                 b[..32].copy_from_slice(&low[lane]);
                 b[32..48].copy_from_slice(&high[lane]);
+                if zeros >> lane & 1 != 0 {
+                    // Without a scale only the rows stay.
+                    b[32..48].iter_mut().for_each(|h| *h &= 0x77);
+                    b[48..].fill(0);
+                    continue;
+                }
                 for (i, word) in words.iter().enumerate() {
                     let nibble = half[lane] >> (4 * i) & 15;
                     b[48 + 2 * i..50 + 2 * i].copy_from_slice(&(word[lane] as u16 | nibble << 12).to_le_bytes());
