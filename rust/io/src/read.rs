@@ -110,21 +110,23 @@ impl ReadAt for FileSource {
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let mut done = 0;
-        while done < buf.len() {
-            let at = offset + done as u64;
-            let rest = &mut buf[done..];
-            let length = rest.len().min(MOST_AT_ONCE);
-            match fault::transfer(length, |n| pread(&self.file, &mut rest[..n], at)) {
-                Ok(0) => {
-                    return Err(self.error(Error::corrupt("the file ends here; it shrank while open").at_byte(at)));
-                }
-                Ok(n) => done += n,
-                Err(e) => return Err(self.error(e)),
-            }
-        }
-        Ok(())
+        read_exact_at(&self.file, offset, buf).map_err(|e| self.error(e))
     }
+}
+
+/// Fills `buf` from byte `offset` of `file`.
+pub(crate) fn read_exact_at(file: &File, offset: u64, buf: &mut [u8]) -> Result<()> {
+    let mut done = 0;
+    while done < buf.len() {
+        let at = offset + done as u64;
+        let rest = &mut buf[done..];
+        let length = rest.len().min(MOST_AT_ONCE);
+        match fault::transfer(length, |n| pread(file, &mut rest[..n], at))? {
+            0 => return Err(Error::corrupt("the file ends here; it shrank while open").at_byte(at)),
+            n => done += n,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(unix)]
@@ -186,6 +188,24 @@ pub fn same_file(a: &Path, b: &Path) -> Result<bool> {
 fn identify(path: &Path) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).map(|m| (m.dev(), m.ino()))
+}
+
+/// Whether `path` still is the open `file`.
+#[cfg(unix)]
+pub(crate) fn same_open_file(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let open = file.metadata()?;
+    match identify(path) {
+        Ok(id) => Ok(id == (open.dev(), open.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Other systems do not remove a file that is open.
+#[cfg(not(unix))]
+pub(crate) fn same_open_file(_: &File, path: &Path) -> io::Result<bool> {
+    path.try_exists()
 }
 
 /// Without inodes the resolved path has to do; hard links are not recognised.

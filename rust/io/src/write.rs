@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use subbyte_core::{Error, Result};
 
+use crate::read::read_exact_at;
 use crate::{fault, in_file};
 
 /// Most bytes of one `pwrite`; Linux moves at most 2 GiB - 4 KiB at once.
@@ -16,7 +17,7 @@ const MOST_AT_ONCE: usize = 1 << 30;
 const SUFFIX: &str = ".subbyte-tmp";
 
 /// A file under construction: an exclusively created sibling of the final name with its space reserved, renamed by
-/// [`AtomicFile::commit`] and removed when dropped before that.
+/// [`AtomicFile::commit`] and removed when dropped before that, unless it is to be resumed.
 ///
 /// What was under the final name stays until the rename, so a source that is mapped may be replaced safely.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub struct AtomicFile {
     file: File,
     temp: PathBuf,
     target: PathBuf,
-    committed: bool,
+    kept: bool,
 }
 
 impl AtomicFile {
@@ -41,11 +42,59 @@ impl AtomicFile {
             return Err(in_file(Error::argument("this is a folder; give the name of a file to write"), target));
         }
         let temp = target.with_file_name(temporary_name(&name));
+        Self::create_as(target, temp, length)
+    }
+
+    fn create_as(target: &Path, temp: PathBuf, length: u64) -> Result<Self> {
         let file = fault::call(|| OpenOptions::new().write(true).read(true).create_new(true).open(&temp))
             .map_err(|e| in_file(e, target))?;
-        let this = Self { file, temp, target: target.to_path_buf(), committed: false };
+        let this = Self { file, temp, target: target.to_path_buf(), kept: false };
         this.reserve(length)?;
         Ok(this)
+    }
+
+    /// Like [`AtomicFile::create`], under the name `partial`, which a later run can find: whatever has that name is
+    /// replaced, and dropping the file leaves it there.
+    pub fn create_partial(target: &Path, partial: &Path, length: u64) -> Result<Self> {
+        remove_if_there(partial)?;
+        let mut this = Self::create_as(target, partial.to_path_buf(), length)?;
+        this.kept = true;
+        Ok(this)
+    }
+
+    /// The file that an earlier run left as `partial`; `None` if there is none of `length` bytes.
+    pub fn reopen_partial(target: &Path, partial: &Path, length: u64) -> Result<Option<Self>> {
+        let mut options = OpenOptions::new();
+        options.write(true).read(true);
+        // Not through a link that somebody put there, and not waiting for a pipe.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let file = match fault::call(|| options.open(partial)) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(in_file(e, partial)),
+        };
+        let metadata = fault::call(|| file.metadata()).map_err(|e| in_file(e, partial))?;
+        let fits = metadata.is_file() && metadata.len() == length;
+        let this = Self { file, temp: partial.to_path_buf(), target: target.to_path_buf(), kept: true };
+        Ok(fits.then_some(this))
+    }
+
+    /// Whether dropping the file before [`AtomicFile::commit`] leaves it under its temporary name.
+    pub fn keep(&mut self, kept: bool) {
+        self.kept = kept;
+    }
+
+    /// Reads back `count` bytes at `offset`.
+    pub fn read_at(&self, offset: u64, count: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        read_exact_at(&self.file, offset, &mut bytes).map_err(|e| in_file(e, &self.temp))?;
+        Ok(bytes)
+    }
+
+    /// Makes what was written so far durable.
+    pub fn sync(&self) -> Result<()> {
+        fault::call(|| self.file.sync_all()).map_err(|e| in_file(e, &self.target))
     }
 
     fn reserve(&self, length: u64) -> Result<()> {
@@ -66,32 +115,18 @@ impl AtomicFile {
 
     /// Writes all of `bytes` at `offset`.
     pub fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let mut done = 0;
-        while done < bytes.len() {
-            let rest = &bytes[done..];
-            let length = rest.len().min(MOST_AT_ONCE);
-            match fault::transfer(length, |n| pwrite(&self.file, &rest[..n], offset + done as u64)) {
-                Ok(0) => {
-                    let none = io::Error::new(io::ErrorKind::WriteZero, "the system wrote nothing");
-                    return Err(in_file(none, &self.target));
-                }
-                Ok(n) => done += n,
-                Err(e) => return Err(in_file(e, &self.target)),
-            }
-        }
-        Ok(())
+        write_all_at(&self.file, offset, bytes).map_err(|e| in_file(e, &self.target))
     }
 
     /// Makes the bytes durable, then gives the file its name.
     ///
     /// # Errors
-    /// [`subbyte_core::ErrorKind::Io`]. The temporary file is gone then. If only the last step failed, syncing the
+    /// [`subbyte_core::ErrorKind::Io`]. The temporary file is as after dropping it then. If only the last step failed, syncing the
     /// folder, the complete file is in place, but may not survive a power cut.
     pub fn commit(mut self) -> Result<()> {
-        let fail = |e: io::Error| in_file(e, &self.target);
-        fault::call(|| self.file.sync_all()).map_err(fail)?;
-        fault::call(|| std::fs::rename(&self.temp, &self.target)).map_err(fail)?;
-        self.committed = true;
+        self.sync()?;
+        fault::call(|| std::fs::rename(&self.temp, &self.target)).map_err(|e| in_file(e, &self.target))?;
+        self.kept = true;
         fault::call(|| sync_folder(&self.target)).map_err(|e| {
             let mut error = in_file(e, &self.target);
             error.message = format!("the file is complete, but its folder could not be synced: {}", error.message);
@@ -102,10 +137,39 @@ impl AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if !self.committed {
+        if !self.kept {
             // Nothing sensible can be done about a failure here; the name says what the file is.
             let _ = std::fs::remove_file(&self.temp);
         }
+    }
+}
+
+/// Writes all of `bytes` at `offset` of `file`.
+pub(crate) fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &bytes[done..];
+        let length = rest.len().min(MOST_AT_ONCE);
+        match fault::transfer(length, |n| pwrite(file, &rest[..n], offset + done as u64))? {
+            0 => return Err(io::Error::new(io::ErrorKind::WriteZero, "the system wrote nothing")),
+            n => done += n,
+        }
+    }
+    Ok(())
+}
+
+/// Writes a small file at once: the old content stays visible until the new one is complete.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let file = AtomicFile::create(path, bytes.len() as u64)?;
+    file.write_all_at(0, bytes)?;
+    file.commit()
+}
+
+/// Removes a file; there being none is fine.
+pub fn remove_if_there(path: &Path) -> Result<()> {
+    match fault::call(|| std::fs::remove_file(path)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(in_file(e, path)),
+        _ => Ok(()),
     }
 }
 

@@ -59,6 +59,26 @@ impl FilePlan {
         let writer = py.detach(|| StreamWriter::create(&path, plan)).map_err(to_py)?;
         Ok(FileWriter(Mutex::new(Some(Arc::new(writer)))))
     }
+
+    /// Like `create`, into the file `partial`, which stays until `commit` or `discard`; with `resume`, a file that is
+    /// there already is used if it has the planned length. Also returns whether it was.
+    fn create_partial(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        partial: PathBuf,
+        resume: bool,
+    ) -> PyResult<(FileWriter, bool)> {
+        let plan = self.0.clone();
+        let create = || StreamWriter::create_partial(&path, &partial, plan, resume);
+        let (writer, resumed) = py.detach(create).map_err(to_py)?;
+        Ok((FileWriter(Mutex::new(Some(Arc::new(writer)))), resumed))
+    }
+
+    /// The first bytes of the file, up to the first tensor.
+    fn header<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.header)
+    }
 }
 
 /// A planned file being filled in.
@@ -69,20 +89,41 @@ impl FileWriter {
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<StreamWriter>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Runs `call` without the interpreter's lock.
+    fn with<T: Send>(&self, py: Python<'_>, call: impl FnOnce(&StreamWriter) -> Result<T> + Send) -> PyResult<T> {
+        let writer = self.slot().clone().ok_or_else(|| PyValueError::new_err("the file is closed"))?;
+        py.detach(|| {
+            let result = call(&writer);
+            drop(writer);
+            result
+        })
+        .map_err(to_py)
+    }
 }
 
 #[pymethods]
 impl FileWriter {
     /// Writes `data` at `offset` of tensor `name`.
     fn write(&self, py: Python<'_>, name: &str, data: arrays::Bytes, offset: u64) -> PyResult<()> {
-        let writer = self.slot().clone().ok_or_else(|| PyValueError::new_err("the file is closed"))?;
         let bytes = data.get();
-        py.detach(|| {
-            let result = writer.write(name, offset, bytes);
-            drop(writer);
-            result
-        })
-        .map_err(to_py)
+        self.with(py, |writer| writer.write(name, offset, bytes))
+    }
+
+    /// Counts `count` bytes at `offset` of tensor `name` as written.
+    fn mark(&self, py: Python<'_>, name: &str, offset: u64, count: u64) -> PyResult<()> {
+        self.with(py, |writer| writer.mark(name, offset, count))
+    }
+
+    /// Reads back `count` bytes at `offset` of tensor `name`.
+    fn read<'py>(&self, py: Python<'py>, name: &str, offset: u64, count: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = self.with(py, |writer| writer.read(name, offset, count))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Makes what was written so far durable.
+    fn sync(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, StreamWriter::sync)
     }
 
     /// Makes the complete file durable and visible.
@@ -92,9 +133,71 @@ impl FileWriter {
         py.detach(|| Arc::try_unwrap(writer).map_err(|_| busy())?.commit()).map_err(to_py)
     }
 
-    /// Discards the file.
+    /// Lets go of the file: discards it, unless it is resumable.
     fn abort(&self) {
         self.slot().take();
+    }
+
+    /// Removes the file.
+    fn discard(&self) {
+        if let Some(writer) = self.slot().take().and_then(Arc::into_inner) {
+            writer.discard();
+        }
+    }
+}
+
+/// The lines that a resumable run notes; locked against a second run.
+#[pyclass(frozen, module = "subbyte._native")]
+pub struct Journal(Mutex<Option<subbyte_io::Journal>>);
+
+impl Journal {
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(&mut subbyte_io::Journal) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        py.detach(|| {
+            let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.as_mut().map(call).unwrap_or_else(|| Err(Error::argument("the journal is closed")))
+        })
+        .map_err(to_py)
+    }
+}
+
+#[pymethods]
+impl Journal {
+    /// Opens or creates the journal at `path`; None when another run has it.
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Option<Self>> {
+        let journal = py.detach(|| subbyte_io::Journal::open(&path)).map_err(to_py)?;
+        Ok(journal.map(|journal| Self(Mutex::new(Some(journal)))))
+    }
+
+    /// All bytes, of which there may be `most`.
+    fn read<'py>(&self, py: Python<'py>, most: u64) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = self.with(py, |journal| journal.read(most))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Cuts the journal after `length` bytes.
+    fn truncate(&self, py: Python<'_>, length: u64) -> PyResult<()> {
+        self.with(py, |journal| journal.truncate(length))
+    }
+
+    /// Appends bytes.
+    fn append(&self, py: Python<'_>, data: &[u8]) -> PyResult<()> {
+        self.with(py, |journal| journal.append(data))
+    }
+
+    /// Removes and unlocks the journal.
+    fn remove(&self, py: Python<'_>) -> PyResult<()> {
+        let journal = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(|| journal.map_or(Ok(()), subbyte_io::Journal::remove)).map_err(to_py)
+    }
+
+    /// Unlocks the journal and leaves it.
+    fn close(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
@@ -133,6 +236,18 @@ fn read_json(py: Python<'_>, path: PathBuf, most: u64) -> PyResult<Bound<'_, PyB
     Ok(PyBytes::new(py, &bytes))
 }
 
+/// Writes a small file at once.
+#[pyfunction]
+fn write_file(py: Python<'_>, path: PathBuf, data: &[u8]) -> PyResult<()> {
+    py.detach(|| subbyte_io::write_file(&path, data)).map_err(to_py)
+}
+
+/// Removes a file; there being none is fine.
+#[pyfunction]
+fn remove_file(py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    py.detach(|| subbyte_io::remove_if_there(&path)).map_err(to_py)
+}
+
 /// For tests: makes the `nth` call to the operating system fail with `errno`, or come up short when that is 0.
 #[pyfunction]
 fn fault_arm(nth: u64, errno: i32) {
@@ -150,6 +265,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<FileBytes>()?;
     m.add_class::<FilePlan>()?;
     m.add_class::<FileWriter>()?;
+    m.add_class::<Journal>()?;
     m.add_class::<gguf::GgufReader>()?;
     m.add_class::<gguf::GgufStrings>()?;
     m.add_class::<gguf::GgufBuilder>()?;
@@ -157,6 +273,8 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(safetensors::safetensors_plan, m)?)?;
     m.add_function(wrap_pyfunction!(same_file, m)?)?;
     m.add_function(wrap_pyfunction!(read_json, m)?)?;
+    m.add_function(wrap_pyfunction!(write_file, m)?)?;
+    m.add_function(wrap_pyfunction!(remove_file, m)?)?;
     m.add_function(wrap_pyfunction!(fault_arm, m)?)?;
     m.add_function(wrap_pyfunction!(fault_disarm, m)?)
 }
