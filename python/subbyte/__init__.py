@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from subbyte.errors import (
     ArgumentError,
+    BusyError,
+    CancelledError,
     CorruptError,
     Error,
     FormatError,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgumentError",
+    "BusyError",
+    "CancelledError",
     "Checkpoint",
     "Codec",
     "CorruptError",

@@ -59,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--pre", metavar="NAME", help="tokenizer.ggml.pre, where it cannot be derived")
     convert.add_argument("--strict", action="store_true", help="refuse where there would be warnings")
     convert.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
+    convert.add_argument("--fresh", action="store_true", help="start over, whatever an earlier run has done")
+    convert.add_argument("--wait", action="store_true", help="wait for another run on DST to end")
     convert.add_argument("--json", action="store_true", help="print the report as JSON")
     convert.set_defaults(run=_convert)
 
@@ -95,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     except OSError as error:
         return _complain(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
-    except KeyboardInterrupt:
-        _complain("interrupted; no incomplete file was left")
+    except KeyboardInterrupt as stopped:
+        _complain(f"interrupted; {stopped or 'nothing was left'}")
         return INTERRUPTED
 
 
@@ -130,10 +132,15 @@ def _convert(options: argparse.Namespace) -> int:
             pre=options.pre,
             strict=options.strict,
             overwrite=options.overwrite,
+            fresh=options.fresh,
+            wait=options.wait,
             progress=progress,
         )
     if options.json:
         _print_json(report.to_json())
+        return OK
+    if report.unchanged:
+        print(report.summary())
         return OK
     print(report.table())
     for name, reason in report.left_out:

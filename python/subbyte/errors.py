@@ -9,6 +9,8 @@ import os
 
 __all__ = [
     "ArgumentError",
+    "BusyError",
+    "CancelledError",
     "CorruptError",
     "Error",
     "FormatError",
@@ -84,6 +86,14 @@ class ArgumentError(Error, ValueError):
 
 class NonFiniteError(Error, ValueError):
     """A value to encode, or the encoded result, is NaN or infinite; ``row`` and ``column`` say where."""
+
+
+class BusyError(Error):
+    """Another run is writing to the same target."""
+
+
+class CancelledError(Error):
+    """A long call was asked to stop, and did; what it has done so far is kept where it can go on from there."""
 
 
 class PluginError(Error):

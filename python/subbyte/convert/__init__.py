@@ -9,11 +9,14 @@ from pathlib import Path
 from subbyte import environment
 from subbyte.convert.catalogue import list_codecs, list_formats, list_levels
 from subbyte.convert.inspection import Inspection, TensorInfo, inspect
+from subbyte.convert.journal import Journal, identify
+from subbyte.convert.manifest import find_manifest
 from subbyte.convert.plan import Plan, TensorPlan, make_plan
 from subbyte.convert.report import Report, Row
-from subbyte.convert.run import Progress, run
+from subbyte.convert.run import Cancel, Progress, make_folder, run
 from subbyte.convert.source import check_target
 from subbyte.convert.verification import Comparison, Verification, verify
+from subbyte.errors import ArgumentError
 
 __all__ = [
     "Comparison",
@@ -47,9 +50,16 @@ def convert(
     pre: str | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    fresh: bool = False,
+    wait: bool = False,
     progress: Progress | None = None,
+    cancel: Cancel | None = None,
 ) -> Report:
     """Convert a checkpoint to GGUF, in one pass and in memory that does not grow with the model.
+
+    A run that was stopped or killed goes on where it was when it is started again with the same arguments, and gives
+    the bytes of an uninterrupted one; after success it does nothing. What was done is kept in a manifest beside the
+    file (:mod:`subbyte.convert.manifest`).
 
     A target that is a file type of llama.cpp stands for that mix of tensor types: ``gguf.q4_k_m`` (also ``gguf.q4_k``),
     ``gguf.iq4_xs``, ``gguf.tq1_0`` …; a Hugging Face checkpoint gives the bytes that the original converter and
@@ -71,7 +81,10 @@ def convert(
         pre: value of ``tokenizer.ggml.pre``; derived from the structure of tokenizer.json unless given.
         strict: refuse where there would be warnings.
         overwrite: replace ``dst`` if it exists.
+        fresh: start over, whatever an earlier run has done.
+        wait: wait for another run on the same target to end.
         progress: called with (bytes written, bytes of all tensors, name of the tensor).
+        cancel: called after each unit; true stops the conversion.
 
     Returns:
         What became of each tensor, totals and warnings.
@@ -81,6 +94,8 @@ def convert(
         UnsupportedError: an architecture, source format or target that cannot be converted (yet).
         FormatError, CorruptError: the source is damaged.
         NonFiniteError: a value or a scale is not finite; names tensor, row and column.
+        BusyError: another run writes to ``dst``.
+        CancelledError: ``cancel`` asked to stop.
         IoError: reading or writing failed.
     """
     environment.check()
@@ -97,5 +112,16 @@ def convert(
         pre=pre,
         strict=strict,
     )
-    check_target(plan.source, target, overwrite)
-    return run(plan, target, progress)
+    check_target(plan.source, target)
+    make_folder(target)
+    with Journal.open(target, wait=wait) as journal:
+        made = find_manifest(target)
+        same = made is not None and made.describes(target) and made.identity == identify(plan, plan.layout.header())
+        if made is not None and same and not fresh:
+            journal.remove()
+            return Report.from_json(made.report, src=Path(src), dst=target, unchanged=True)
+        if target.exists() and not overwrite and not same:
+            raise ArgumentError(
+                "exists already; choose another name or allow it to be replaced with overwrite", file=target
+            )
+        return run(plan, target, journal, fresh=fresh, progress=progress, cancel=cancel)

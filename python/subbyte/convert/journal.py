@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from subbyte import __version__, _native
 from subbyte.convert.manifest import SUFFIX as MANIFEST_SUFFIX
 from subbyte.convert.manifest import digest
-from subbyte.errors import ArgumentError, BusyError, IoError
+from subbyte.convert.source import stamp
+from subbyte.errors import ArgumentError, BusyError
 
 if TYPE_CHECKING:
     from subbyte.convert.plan import Plan
@@ -49,22 +50,14 @@ def identify(plan: Plan, header: bytes) -> dict[str, Any]:
         IoError: a file of the source cannot be looked at.
     """
     origins = [
-        [tensor.name, tensor.recipe.type, *([str(where.path.name), where.offset] for where in tensor.recipe.ranges),
-         "" if tensor.importance is None else digest(tensor.importance)]
+        [tensor.name, tensor.recipe.type, *([where.path.name, where.offset] for where in tensor.recipe.ranges)]
         for tensor in plan.tensors
-    ]  # fmt: skip
-    files = {}
-    for path in sorted(plan.source.files):
-        if not path.name.endswith(MANIFEST_SUFFIX):
-            try:
-                found = path.stat()
-            except OSError as error:
-                raise IoError.from_errno(error.errno, error.strerror or str(error), os.fspath(path)) from None
-            files[path.name] = [found.st_size, found.st_mtime_ns]
+    ]
+    files = [stamp(path) for path in plan.source.files if not path.name.endswith(MANIFEST_SUFFIX)]
     return {
         "subbyte": __version__,
         "options": dict(plan.options),
-        "source": files,
+        "source": {str(name): [size, modified] for name, size, modified in files},
         "plan": digest(header + json.dumps(origins).encode()),
     }
 

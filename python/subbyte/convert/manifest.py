@@ -76,8 +76,17 @@ def read_manifest(dst: Path) -> Manifest | None:
         return None
     data = read_object(path)
     if data.get("subbyte_manifest") != VERSION:
-        raise FormatError(f"expected a manifest of version {VERSION}, found {data.get('subbyte_manifest')!r}", file=path)
-    kinds = {"identity": dict, "nbytes": int, "mtime_ns": int, "header_nbytes": int, "header_sha256": str, "report": dict}
+        raise FormatError(
+            f"expected a manifest of version {VERSION}, found {data.get('subbyte_manifest')!r}", file=path
+        )
+    kinds = {
+        "identity": dict,
+        "nbytes": int,
+        "mtime_ns": int,
+        "header_nbytes": int,
+        "header_sha256": str,
+        "report": dict,
+    }
     for name, kind in kinds.items():
         if not isinstance(data.get(name), kind):
             raise FormatError(f"{name}: expected {kind.__name__}, found {type(data.get(name)).__name__}", file=path)

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from subbyte._native import FilePlan
 from subbyte.convert.mix import (
     FileType,
     MixOptions,
@@ -24,13 +26,13 @@ from subbyte.convert.mix import (
     visit_order,
 )
 from subbyte.convert.recipe import Recipe
-from subbyte.convert.source import Source, open_source
+from subbyte.convert.source import Source, open_source, stamp
 from subbyte.convert.types import FLOATS, nbytes, parse_type, quantized
 from subbyte.convert.values import Importance, kind
 from subbyte.errors import ArgumentError, Error, UnsupportedError
 from subbyte.ggml import TYPES
 from subbyte.imatrix import ImportanceMatrix, load_imatrix
-from subbyte.io.gguf import GgufValue, gguf_nbytes
+from subbyte.io.gguf import GgufValue, plan_gguf
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +73,21 @@ class Plan:
         target: file type of the result.
         tensors: in file order.
         metadata: in file order.
-        nbytes: exact size of the file.
+        layout: the file: its header, the places of the tensors, its size.
+        options: what the user asked for, as JSON data.
     """
 
     source: Source
     target: FileType
     tensors: tuple[TensorPlan, ...]
     metadata: Mapping[str, GgufValue]
-    nbytes: int
+    layout: FilePlan
+    options: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Exact size of the file."""
+        return self.layout.nbytes
 
     @property
     def to(self) -> str:
@@ -157,8 +166,17 @@ def make_plan(
     metadata = _metadata(source, target, direct)
     if data is not None and not direct:
         metadata |= _imatrix_keys(data, os.fspath(imatrix or ""))
-    size = gguf_nbytes(metadata, [(tensor.name, tensor.type, tensor.shape) for tensor in tensors])
-    return Plan(source, target, tensors, metadata, size)
+    layout = plan_gguf(metadata, [(tensor.name, tensor.type, tensor.shape) for tensor in tensors])
+    asked = {
+        "to": to,
+        "pure": pure,
+        "output_tensor_type": options.output_tensor_type,
+        "token_embedding_type": options.token_embedding_type,
+        "tensor_type": [f"{pattern.pattern}={name}" for pattern, name in options.tensor_type],
+        "imatrix": None if imatrix is None else stamp(Path(imatrix)),
+        "pre": pre,
+    }
+    return Plan(source, target, tensors, metadata, layout, asked)
 
 
 def _target_name(to: str) -> str:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subbyte.errors import FormatError
+
 if TYPE_CHECKING:
     from subbyte.convert.plan import TensorPlan
 
@@ -22,7 +24,9 @@ class Row:
         source_nbytes, nbytes: bytes before and after.
         bits_per_weight: bits per element in the target.
         kind: what happened to the values (:func:`~subbyte.convert.values.kind`).
-        seconds: time it took.
+        seconds: time it took, summed over threads.
+        sha256: hash over those of its units (:mod:`subbyte.convert.manifest`).
+        unit_rows: rows of a unit.
     """
 
     name: str
@@ -34,14 +38,16 @@ class Row:
     bits_per_weight: float
     kind: str
     seconds: float = 0.0
+    sha256: str = ""
+    unit_rows: int = 0
 
     @classmethod
-    def of(cls, tensor: TensorPlan, seconds: float = 0.0) -> Row:
+    def of(cls, tensor: TensorPlan, seconds: float = 0.0, sha256: str = "", unit_rows: int = 0) -> Row:
         """The row of a planned tensor."""
         recipe = tensor.recipe
         bits = 8 * tensor.nbytes / recipe.elements if recipe.elements else 0.0
         return cls(tensor.name, tensor.shape, recipe.type, tensor.type, recipe.source_nbytes, tensor.nbytes, bits,
-                   tensor.kind, seconds)  # fmt: skip
+                   tensor.kind, seconds, sha256, unit_rows)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,9 @@ class Report:
         warnings: each names its tensor or file.
         left_out: source tensors that are not stored, with the reason.
         nbytes: size of the file.
-        seconds: time it took.
+        seconds: time it took; of the last run, if it went on from an earlier one.
+        resumed: bytes that an earlier run had written.
+        unchanged: whether the file was there already, made by the same command, and nothing was done.
     """
 
     src: Path
@@ -66,6 +74,8 @@ class Report:
     left_out: tuple[tuple[str, str], ...]
     nbytes: int
     seconds: float
+    resumed: int = 0
+    unchanged: bool = False
 
     @property
     def bits_per_weight(self) -> float:
@@ -83,10 +93,28 @@ class Report:
             "nbytes": self.nbytes,
             "bits_per_weight": self.bits_per_weight,
             "seconds": self.seconds,
+            "resumed": self.resumed,
+            "unchanged": self.unchanged,
             "tensors": [asdict(row) for row in self.tensors],
             "warnings": list(self.warnings),
             "left_out": [{"name": name, "reason": reason} for name, reason in self.left_out],
         }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], **changes: Any) -> Report:
+        """The report that :meth:`to_json` gave, with ``changes`` to its attributes.
+
+        Raises:
+            FormatError: it is none.
+        """
+        try:
+            tensors = tuple(Row(**{**row, "shape": tuple(row["shape"])}) for row in data["tensors"])
+            left_out = tuple((entry["name"], entry["reason"]) for entry in data["left_out"])
+            fields = {name: data[name] for name in ("to", "nbytes", "seconds", "resumed", "unchanged")}
+            return cls(**{"src": Path(data["src"]), "dst": Path(data["dst"]), "tensors": tensors,
+                          "warnings": tuple(data["warnings"]), "left_out": left_out, **fields, **changes})  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"not the report of a conversion: {type(error).__name__}: {error}") from None
 
     def table(self) -> str:
         """The tensors and the totals as text."""
@@ -94,9 +122,12 @@ class Report:
 
     def summary(self) -> str:
         """One line with file, size, bits per weight and time."""
+        if self.unchanged:
+            return f"{self.dst}: was made by the same conversion already; nothing to do"
         return (
             f"{self.dst}: {self.nbytes:,} bytes, {len(self.tensors)} tensors, "
             f"{self.bits_per_weight:.2f} bits per weight, {self.seconds:.1f} s"
+            + (f", {self.resumed:,} bytes from an earlier run" if self.resumed else "")
         )
 
 

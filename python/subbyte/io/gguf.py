@@ -336,12 +336,13 @@ class GgufWriter(PlannedWriter):
         alignment: int | None = None,
     ) -> None:
         types = {name: kind.upper() for name, kind, _ in tensors}
-        super().__init__(path, _plan(metadata, tensors, alignment), types, _fitting)
+        super().__init__(path, plan_gguf(metadata, tensors, alignment=alignment), types, _fitting)
 
 
-def _plan(
-    metadata: Mapping[str, Any], tensors: Sequence[tuple[str, str, Sequence[int]]], alignment: int | None
+def plan_gguf(
+    metadata: Mapping[str, Any], tensors: Sequence[tuple[str, str, Sequence[int]]], *, alignment: int | None = None
 ) -> _native.FilePlan:
+    """The layout of the file that `GgufWriter` writes; arguments and errors as there."""
     builder = _native.GgufBuilder()
     for key, value in metadata.items():
         _add(builder, key, value)
@@ -351,13 +352,10 @@ def _plan(
 
 
 def gguf_nbytes(
-    metadata: Mapping[str, Any],
-    tensors: Sequence[tuple[str, str, Sequence[int]]],
-    *,
-    alignment: int | None = None,
+    metadata: Mapping[str, Any], tensors: Sequence[tuple[str, str, Sequence[int]]], *, alignment: int | None = None
 ) -> int:
     """The exact size in bytes of the file that `GgufWriter` writes; arguments and errors as there."""
-    return _plan(metadata, tensors, alignment).nbytes
+    return plan_gguf(metadata, tensors, alignment=alignment).nbytes
 
 
 def write_gguf(

@@ -12,11 +12,13 @@ pub enum Fault {
     Errno(i32),
     /// A read or write moves fewer bytes than asked for; other calls succeed.
     Short,
+    /// The process is killed there, as by a power cut of its own.
+    Die,
 }
 
 /// Calls left before the fault; negative when off or past it.
 static LEFT: AtomicI64 = AtomicI64::new(-1);
-/// 0 for [`Fault::Short`], else the errno.
+/// 0 for [`Fault::Short`], -1 for [`Fault::Die`], else the errno.
 static KIND: AtomicI64 = AtomicI64::new(0);
 /// Calls since arming.
 static CALLS: AtomicU64 = AtomicU64::new(0);
@@ -25,6 +27,7 @@ static CALLS: AtomicU64 = AtomicU64::new(0);
 pub fn arm(nth: u64, fault: Fault) {
     let kind = match fault {
         Fault::Short => 0,
+        Fault::Die => -1,
         Fault::Errno(errno) => i64::from(errno),
     };
     KIND.store(kind, Ordering::SeqCst);
@@ -51,8 +54,19 @@ fn strike() -> io::Result<bool> {
     LEFT.store(i64::MAX, Ordering::SeqCst);
     match KIND.load(Ordering::SeqCst) {
         0 => Ok(true),
+        -1 => die(),
         errno => Err(io::Error::from_raw_os_error(errno as i32)),
     }
+}
+
+/// Ends the process without any cleaning up.
+fn die() -> ! {
+    #[cfg(unix)]
+    // SAFETY: a plain system call; the signal cannot be caught.
+    unsafe {
+        libc::raise(libc::SIGKILL);
+    }
+    std::process::abort()
 }
 
 /// Runs `call` unless a fault is due; interrupted calls are made again.

@@ -11,7 +11,7 @@ use subbyte_core::container::gguf::{HeaderBuilder, Scalar, ValueType};
 use subbyte_core::container::plan::Plan;
 use subbyte_core::{ErrorKind, GgmlType, Result};
 use subbyte_io::fault::{self, Fault};
-use subbyte_io::{FileSource, StreamWriter, gguf};
+use subbyte_io::{FileSource, Journal, StreamWriter, gguf};
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -242,4 +242,56 @@ fn the_same_file_under_several_names() {
     assert!(subbyte_io::same_file(&soft, &hard).unwrap());
     assert!(!subbyte_io::same_file(&a, &other).unwrap());
     assert!(!subbyte_io::same_file(&a, &folder.0.join("missing")).unwrap());
+}
+
+#[test]
+fn a_partial_file_is_found_again() {
+    let folder = Folder::new("partial");
+    let [path, partial] = ["model.gguf", "model.gguf.part"].map(|name| folder.0.join(name));
+    let create = |resume| StreamWriter::create_partial(&path, &partial, plan(), resume).unwrap();
+    let (writer, resumed) = create(true);
+    assert!(!resumed);
+    writer.write("a", 0, &data(204, 0)).unwrap();
+    drop(writer);
+    assert_eq!(folder.names(), ["model.gguf.part"]);
+    let (writer, resumed) = create(true);
+    assert!(resumed);
+    assert_eq!(writer.read("a", 0, 204).unwrap(), data(204, 0));
+    writer.mark("a", 0, 204).unwrap();
+    assert_eq!(writer.mark("a", 204, 1).unwrap_err().kind, ErrorKind::Argument);
+    writer.write("b", 0, &data(20, 1)).unwrap();
+    writer.commit().unwrap();
+    assert_eq!(folder.names(), ["model.gguf"]);
+    let resumed = fs::read(&path).unwrap();
+    job(&path).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), resumed);
+    // Another length, or not asked for: a new file.
+    fs::write(&partial, [1; 1000]).unwrap();
+    assert!(!create(true).1);
+    let (writer, resumed) = create(false);
+    assert!(!resumed);
+    assert_eq!(writer.read("b", 0, 20).unwrap(), [0; 20]);
+    writer.discard();
+    assert_eq!(folder.names(), ["model.gguf"]);
+}
+
+#[test]
+fn a_journal_is_locked_until_it_is_dropped() {
+    let folder = Folder::new("journal");
+    let path = folder.0.join("journal");
+    let mut journal = Journal::open(&path).unwrap().unwrap();
+    assert!(Journal::open(&path).unwrap().is_none());
+    journal.append(b"one\ntwo\n").unwrap();
+    drop(journal);
+    let mut journal = Journal::open(&path).unwrap().unwrap();
+    assert_eq!(journal.read(100).unwrap(), b"one\ntwo\n");
+    assert_eq!(journal.read(7).unwrap_err().kind, ErrorKind::Limit);
+    journal.truncate(4).unwrap();
+    journal.append(b"three\n").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"one\nthree\n");
+    journal.remove().unwrap();
+    assert_eq!(folder.names(), [""; 0]);
+    std::os::unix::fs::symlink(folder.0.join("elsewhere"), &path).unwrap();
+    assert!(Journal::open(&path).is_err());
+    assert_eq!(folder.names(), ["journal"]);
 }

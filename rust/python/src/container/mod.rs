@@ -248,10 +248,16 @@ fn remove_file(py: Python<'_>, path: PathBuf) -> PyResult<()> {
     py.detach(|| subbyte_io::remove_if_there(&path)).map_err(to_py)
 }
 
-/// For tests: makes the `nth` call to the operating system fail with `errno`, or come up short when that is 0.
+/// For tests: makes the `nth` call to the operating system fail with `errno`, come up short when that is 0, or be the
+/// last thing the process does when it is -1.
 #[pyfunction]
 fn fault_arm(nth: u64, errno: i32) {
-    fault::arm(nth, if errno == 0 { fault::Fault::Short } else { fault::Fault::Errno(errno) });
+    let fault = match errno {
+        0 => fault::Fault::Short,
+        -1 => fault::Fault::Die,
+        errno => fault::Fault::Errno(errno),
+    };
+    fault::arm(nth, fault);
 }
 
 /// For tests: turns fault injection off; returns the number of calls since it was armed.

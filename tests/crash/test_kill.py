@@ -1,0 +1,90 @@
+"""A conversion that is killed at any moment, and then started again, gives the bytes of an uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from dying import RUN, convert, spawn, written_units
+
+from subbyte import _native
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
+
+KILLS = int(os.environ.get("SUBBYTE_TEST_KILLS", "20"))
+SEED = int(os.environ.get("SUBBYTE_TEST_SEED", "1"))
+
+
+@pytest.fixture
+def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """The bytes of an uninterrupted run, in many small units."""
+    monkeypatch.setattr(RUN, "CHUNK", 1 << 14)
+    convert(tmp_path / "good.gguf")
+    return (tmp_path / "good.gguf").read_bytes()
+
+
+def clean(dst: Path) -> None:
+    """Forget a finished conversion."""
+    assert sorted(p.name for p in dst.parent.glob(f"{dst.name}*")) == [dst.name, f"{dst.name}.subbyte.json"]
+    dst.unlink()
+
+
+def test_killed_at_random_moments(tmp_path: Path, good: bytes) -> None:
+    dst, log = tmp_path / "out.gguf", tmp_path / "log"
+
+    def job() -> None:
+        written_units(log)()
+        convert(dst)
+
+    start = time.perf_counter()
+    os.waitpid(spawn(job), 0)
+    takes = time.perf_counter() - start
+    units = log.stat().st_size
+    assert units > 300
+    assert dst.read_bytes() == good
+    clean(dst)
+    log.unlink()
+    moments, kills, runs, redone = random.Random(SEED), 0, 0, 0
+    while kills < KILLS:
+        child = spawn(job)
+        time.sleep(moments.uniform(0, takes))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        kills += os.WIFSIGNALED(status)
+        if dst.exists() or kills == KILLS:
+            assert os.waitpid(spawn(job), 0)[1] == 0  # does nothing where the last run was complete
+            assert dst.read_bytes() == good
+            redone += log.stat().st_size - units
+            clean(dst)
+            log.unlink()
+            runs += 1
+    assert 0 <= redone <= kills, f"{redone} units written again after {kills} kills"
+    print(f"{kills} kills over {runs} conversions of {units} units: {redone} units written again, 0 bytes differ")
+
+
+def test_killed_at_every_call_to_the_system(tmp_path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RUN, "CHUNK", 1 << 20)
+    dst = tmp_path / "out.gguf"
+    deaths = 0
+    for nth in range(1, 2000):
+
+        def job(nth: int = nth) -> None:
+            _native.fault_arm(nth, -1)
+            convert(dst)
+
+        _, status = os.waitpid(spawn(job), 0)
+        if not os.WIFSIGNALED(status):
+            break
+        deaths += 1
+        assert not dst.exists() or dst.read_bytes() == good
+        if nth % 8 == 0 or nth > 560:  # also let the unfinished files of several deaths pile up
+            convert(dst)
+            assert dst.read_bytes() == good
+            clean(dst)
+    assert deaths > 50
+    assert dst.read_bytes() == good
