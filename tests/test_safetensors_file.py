@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,15 @@ class TestWriter:
             with pytest.raises(subbyte.ArgumentError, match="stored as F32"):
                 writer.write("a", np.zeros(1, np.int32))
             writer.write("a", np.zeros(1, np.float32))
+
+
+def test_a_header_that_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    tensors = {"a": np.arange(4, dtype=np.float32)}
+    empty = len(json.dumps({"__metadata__": {"pad": ""}, "a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}))
+    head = json.dumps(
+        {"__metadata__": {"pad": "x" * (640 - empty)}, "a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
+    ).encode()
+    raw = struct.pack("<Q", len(head)) + head + tensors["a"].tobytes()
+    assert raw.startswith(b"\x80\x02")
+    (tmp_path / "m.safetensors").write_bytes(raw)
+    assert np.array_equal(SafetensorsFile(tmp_path / "m.safetensors").array("a"), tensors["a"])

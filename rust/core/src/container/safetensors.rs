@@ -148,7 +148,10 @@ impl Header {
 }
 
 fn refuse_other_formats(start: &[u8]) -> Result<()> {
-    if start.starts_with(b"PK\x03\x04") || start.starts_with(b"\x80\x02") {
+    // A header of 640 bytes begins like a pickle: only a length that no header has tells them apart.
+    let length = <[u8; 8]>::try_from(start).map_or(u64::MAX, u64::from_le_bytes);
+    let pickle = start.starts_with(b"\x80\x02") && length > limits::SAFETENSORS_HEADER;
+    if start.starts_with(b"PK\x03\x04") || pickle {
         return Err(Error::unsupported(
             "this is a pickle (PyTorch .bin/.pt/.pth), which runs code when loaded and is never read; convert it to \
              safetensors with a tool you trust, or download the safetensors version of the model",
