@@ -38,11 +38,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"subbyte {subbyte.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    convert = commands.add_parser("convert", help="convert a checkpoint to GGUF")
+    convert = commands.add_parser("convert", help="convert a checkpoint to GGUF, or back")
     convert.add_argument("src", metavar="SRC", help="checkpoint folder, safetensors file, or GGUF file")
-    convert.add_argument("dst", metavar="DST", help="GGUF file to write")
+    convert.add_argument("dst", metavar="DST", help="GGUF file, or checkpoint folder, to write")
     convert.add_argument(
-        "--to", required=True, metavar="TARGET", help="gguf.q4_k_m, gguf.bf16 …: see subbyte list formats"
+        "--to", required=True, metavar="TARGET", help="gguf.q4_k_m, gguf.bf16, hf.bf16 …: see subbyte list formats"
     )
     convert.add_argument("--lossy", action="store_true", help="allow quantizing tensors that are quantized already")
     convert.add_argument("--pure", action="store_true", help="one type for every tensor where it fits, no mix")

@@ -130,7 +130,9 @@ class Architecture:
         keys: architecture's metadata, in the order the original converter writes them.
         generated: tensors computed from config.json.
         vocabulary: the tokenizer's keys with the architecture's corrections.
-        restored: config.json fields that only this architecture has, from a GGUF file's metadata.
+        restored: config.json fields that only this architecture has, from a GGUF file's metadata; fields that are
+            ``None`` are left out.
+        assumed: those of the restored fields that GGUF does not store.
     """
 
     name: str
@@ -154,6 +156,7 @@ class Architecture:
     generated: Callable[[Config], dict[str, NDArray[np.float32]]] = lambda config: {}
     vocabulary: Callable[[Config, Keys], Keys] = lambda config, keys: keys
     restored: Callable[[GgufFacts], dict[str, Any]] = lambda facts: {}
+    assumed: tuple[str, ...] = ()
 
     def match(self, name: str, config: Config) -> Match | None:
         """What becomes of a checkpoint's tensor; ``None`` where the architecture has no such tensor.
@@ -184,6 +187,18 @@ class Architecture:
                 return None
             target = f"{target}.{suffix}"
         return Match(target.replace("{N}", layer), numbers[1] if len(numbers) > 1 else None)
+
+    def hugging_face_name(self, name: str) -> str | None:
+        """The checkpoint's name of a GGUF tensor, ``{E}`` for the expert; ``None`` where it has none of its own."""
+        layer = re.match(r"blk\.(0|[1-9]\d*)\.", name)
+        pattern = f"blk.{{N}}.{name[layer.end() :]}" if layer else name
+        stem, _, suffix = pattern.rpartition(".")
+        for source, target in self.tensors.items():
+            if target == pattern:
+                return source.replace("{N}", layer[1]) if layer else source
+            if target == stem:
+                return f"{source.replace('{N}', layer[1]) if layer else source}.{suffix}"
+        return None
 
     def plain_name(self, name: str) -> str:
         """The name without what only some checkpoints have: prefixes, and old endings."""

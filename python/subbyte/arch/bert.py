@@ -59,4 +59,5 @@ BERT = Architecture(
     keys=_keys,
     vocabulary=_vocabulary,
     restored=_restored,
+    assumed=("hidden_act", "position_embedding_type"),
 )

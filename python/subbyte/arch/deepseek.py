@@ -143,4 +143,5 @@ DEEPSEEK2 = Architecture(
     complete=_complete,
     keys=_keys,
     restored=_restored,
+    assumed=("hidden_act", "topk_method"),
 )

@@ -102,6 +102,7 @@ GEMMA2 = Architecture(
     keys=_gemma2_keys,
     vocabulary=_vocabulary,
     restored=_restored,
+    assumed=("hidden_activation", "query_pre_attn_scalar", "layer_types"),
 )
 GEMMA3 = Architecture(
     name="gemma3",
@@ -115,4 +116,5 @@ GEMMA3 = Architecture(
     keys=_gemma3_keys,
     vocabulary=_vocabulary,
     restored=_restored,
+    assumed=("hidden_activation", "query_pre_attn_scalar", "layer_types"),
 )

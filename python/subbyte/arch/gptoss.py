@@ -75,7 +75,9 @@ def _restored(facts: GgufFacts) -> dict[str, Any]:
         "model_type": "gpt_oss",
         "architectures": ["GptOssForCausalLM"],
         "head_dim": facts.get("attention.key_length"),
+        "intermediate_size": facts.get("expert_feed_forward_length"),
         "hidden_act": "silu",
+        "rope_scaling": {"truncate": False} if facts.get("rope.scaling.type") else None,
         "attention_bias": "blk.0.attn_q.bias" in facts.shapes,
         "sliding_window": facts.get("attention.sliding_window"),
         "num_local_experts": facts.get("expert_count"),
@@ -113,4 +115,5 @@ GPT_OSS = Architecture(
     sizes=decoder.sizes,
     keys=_keys,
     restored=_restored,
+    assumed=("hidden_act", "layer_types", "rope_scaling.truncate"),
 )

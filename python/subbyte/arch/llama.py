@@ -105,4 +105,5 @@ LLAMA = Architecture(
     generated=_generated,
     vocabulary=_vocabulary,
     restored=_restored,
+    assumed=("hidden_act",),
 )

@@ -135,4 +135,5 @@ PHI3 = Architecture(
     keys=_keys,
     generated=_generated,
     restored=_restored,
+    assumed=("hidden_act",),
 )

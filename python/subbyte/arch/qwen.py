@@ -79,6 +79,7 @@ QWEN2 = Architecture(
     complete=_complete,
     keys=lambda config: common_keys(config, "qwen2") | pooling_keys(config, "qwen2"),
     restored=_restored("qwen2", "Qwen2"),
+    assumed=("hidden_act",),
 )
 QWEN3 = Architecture(
     name="qwen3",
@@ -90,6 +91,7 @@ QWEN3 = Architecture(
     complete=_complete,
     keys=lambda config: common_keys(config, "qwen3") | pooling_keys(config, "qwen3"),
     restored=_restored("qwen3", "Qwen3"),
+    assumed=("hidden_act",),
 )
 QWEN2_MOE = Architecture(
     name="qwen2moe",
@@ -103,6 +105,7 @@ QWEN2_MOE = Architecture(
     complete=_complete,
     keys=_moe_keys("qwen2moe"),
     restored=_restored("qwen2_moe", "Qwen2Moe"),
+    assumed=("hidden_act", "norm_topk_prob"),
 )
 QWEN3_MOE = Architecture(
     name="qwen3moe",
@@ -116,4 +119,5 @@ QWEN3_MOE = Architecture(
     complete=_complete,
     keys=_moe_keys("qwen3moe"),
     restored=_restored("qwen3_moe", "Qwen3Moe"),
+    assumed=("hidden_act", "norm_topk_prob"),
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from subbyte import environment
 from subbyte.convert.catalogue import list_codecs, list_formats, list_levels
+from subbyte.convert.hugging import write_checkpoint
 from subbyte.convert.inspection import Inspection, TensorInfo, inspect
 from subbyte.convert.journal import Journal, identify
 from subbyte.convert.manifest import find_manifest
@@ -55,7 +56,7 @@ def convert(
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Report:
-    """Convert a checkpoint to GGUF, in one pass and in memory that does not grow with the model.
+    """Convert a checkpoint to GGUF, or back, in one pass and in memory that does not grow with the model.
 
     A run that was stopped or killed goes on where it was when it is started again with the same arguments, and gives
     the bytes of an uninterrupted one; after success it does nothing. What was done is kept in a manifest beside the
@@ -65,11 +66,12 @@ def convert(
     ``gguf.iq4_xs``, ``gguf.tq1_0`` …; a Hugging Face checkpoint gives the bytes that the original converter and
     quantizer give in two steps, where the file between holds the checkpoint's own values exactly. ``gguf.f32``,
     ``gguf.f16``, ``gguf.bf16`` and ``gguf.q8_0`` are what the converter writes by itself. ``gguf`` alone keeps the
-    checkpoint's own float type.
+    checkpoint's own codes and float types. ``hf.bf16``, ``hf.f16`` and ``hf.f32`` turn a GGUF file into a checkpoint
+    folder of that float type (``hf``: of its own), with config.json and tokenizer as far as the file describes them.
 
     Args:
         src: checkpoint folder, safetensors file with its config.json, or GGUF file (the first shard of a split one).
-        dst: the GGUF file to write; it appears when it is complete.
+        dst: the GGUF file, or the folder, to write; it appears when it is complete.
         to: the target.
         lossy: allow tensors that are quantized already to be quantized again.
         pure: one type for every tensor that may be quantized, where its rows allow it.
@@ -100,6 +102,11 @@ def convert(
     """
     environment.check()
     target = Path(dst)
+    if to.partition(".")[0] == "hf":
+        given = (lossy, pure, output_tensor_type, token_embedding_type, tensor_type, imatrix, pre, overwrite)
+        if any(given):
+            raise ArgumentError(f"'{to}' is a checkpoint of one float type: options for GGUF files do not apply to it")
+        return write_checkpoint(Path(src), target, to, strict=strict, progress=progress)
     plan = make_plan(
         Path(src),
         to,

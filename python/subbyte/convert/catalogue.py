@@ -7,6 +7,7 @@ from typing import Any
 from subbyte import _native
 from subbyte.codec import codec_ids
 from subbyte.convert.mix import FILE_TYPES
+from subbyte.convert.types import FLOATS
 from subbyte.formats import PLANNED
 from subbyte.ggml import TYPES
 
@@ -14,6 +15,7 @@ from subbyte.ggml import TYPES
 def list_formats() -> list[dict[str, Any]]:
     """Format ids and conversion targets: ``id``; ``use`` (``"convert"`` or ``"decode, encode"``); ``status``."""
     targets = [{"id": f"gguf.{name.lower()}", "use": "convert", "status": "supported"} for name in FILE_TYPES]
+    targets += [{"id": f"hf.{name.lower()}", "use": "convert", "status": "supported"} for name in FLOATS]
     codecs = [{"id": name, "use": "decode, encode", "status": "supported"} for name in codec_ids()]
     planned = [{"id": name, "use": "decode, encode", "status": "planned"} for name in sorted(PLANNED)]
     return targets + codecs + planned

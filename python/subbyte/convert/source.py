@@ -229,7 +229,7 @@ class _Collected:
 
     def _stored(self, name: str) -> Rows:
         if name.endswith("_blocks") and self._scales(name) in self.tensors:
-            codes, scales = (_stored(self.tensors, part, "I8") for part in (name, self._scales(name)))
+            codes, scales = (stored_tensor(self.tensors, part, "I8") for part in (name, self._scales(name)))
             try:
                 return Mxfp4(codes, scales)
             except FormatError as error:
@@ -238,7 +238,7 @@ class _Collected:
         dtype = self.tensors[name].dtype
         if dtype not in TYPES:
             raise UnsupportedError(f"dtype {dtype} cannot be stored in GGUF", tensor=name)
-        return _stored(self.tensors, name, dtype)
+        return stored_tensor(self.tensors, name, dtype)
 
     def _whole(self, target: str, stored: Rows) -> Rows:
         heads, shift = self.arch.heads_of(target, self.config), self.arch.shift_of(target)
@@ -303,7 +303,8 @@ def _interleaved(stored: Rows, heads: int) -> Rows:
     return Reshaped(Reordered(Reshaped(stored, (size, 1)), order), (size,))
 
 
-def _stored(file: SafetensorsFile | GgufFile, name: str, kind: str) -> SourceTensor:
+def stored_tensor(file: SafetensorsFile | GgufFile, name: str, kind: str) -> SourceTensor:
+    """A tensor of an open file, to be read as ``kind``."""
     tensor = file[name]
     where = ByteRange(Path(tensor.path), tensor.offset, tensor.nbytes)
     return SourceTensor(name, kind, tuple(tensor.shape), where, _loader(file, name))
@@ -374,7 +375,7 @@ def _gguf(path: Path) -> Source:
     }
     recipes = []
     for name, tensor in file.items():
-        stored = _stored(file, name, tensor.type)
+        stored = stored_tensor(file, name, tensor.type)
         recipes.append(Recipe(name, stored.shape, stored))
     if not recipes:
         raise FormatError("no tensors", file=path)

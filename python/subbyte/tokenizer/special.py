@@ -8,7 +8,7 @@ from typing import Any
 from subbyte.io.gguf import GgufValue
 from subbyte.jsonfile import read_object_if_there, read_text
 
-_ID_KEYS = {
+ID_KEYS = {
     "bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "sep": "seperator_token_id",
     "pad": "padding_token_id", "mask": "mask_token_id", "eot": "eot_token_id", "eom": "eom_token_id",
 }  # fmt: skip
@@ -28,7 +28,7 @@ def special_keys(
         n_vocab: number of tokens; ids outside are left out.
     """
     warnings: list[str] = []
-    names = {role: _content(settings.get(f"{role}_token")) for role in _ID_KEYS}
+    names = {role: _content(settings.get(f"{role}_token")) for role in ID_KEYS}
     if tokenizer:
         names["bos"] = names["bos"] or _content(settings.get("cls_token"))
         names["eos"] = names["eos"] or names["sep"]
@@ -40,14 +40,14 @@ def special_keys(
 
     added = {token["content"]: token["id"] for token in added_tokens(tokenizer)}
     found = {role: added[name] for role, name in names.items() if name in added}
-    for role in _ID_KEYS:
+    for role in ID_KEYS:
         value = config.get(f"{role}_token_id")
         if isinstance(value, int) and not isinstance(value, bool):
             found.setdefault(role, value)
     keys: dict[str, GgufValue] = {}
     for role, value in found.items():
         if 0 <= value < n_vocab:
-            keys[f"tokenizer.ggml.{_ID_KEYS[role]}"] = GgufValue("u32", value)
+            keys[f"tokenizer.ggml.{ID_KEYS[role]}"] = GgufValue("u32", value)
         else:
             warnings.append(f"{role}_token_id {value} is not below the {n_vocab} tokens of the vocabulary: left out")
     for role in ("bos", "eos", "sep"):

@@ -1,0 +1,436 @@
+"""GGUF back to a Hugging Face checkpoint of floats: names, permutations, stacks and shifts undone, config.json and the
+tokenizer restored as far as the metadata allows. What the file does not say is a warning."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subbyte.arch import ARCHITECTURES
+from subbyte.arch.base import Architecture, Config, GgufFacts, Split, interleave_heads, shortest
+from subbyte.convert.recipe import Recipe
+from subbyte.convert.report import Report, Row
+from subbyte.convert.rows import Assembled, Decoded, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor
+from subbyte.convert.source import stored_tensor
+from subbyte.convert.types import FLOATS, nbytes, quantized
+from subbyte.convert.values import encode, kind
+from subbyte.errors import ArgumentError, Error, FormatError, IoError, UnsupportedError
+from subbyte.io.gguf import GgufFile
+from subbyte.io.safetensors import SafetensorsWriter
+from subbyte.tokenizer.restore import restore_tokenizer
+
+SHARD = 5_000_000_000
+"""Bytes of tensors in one file at most, as the Hugging Face libraries cut."""
+
+CHUNK = 1 << 21
+"""Elements that are converted at once."""
+
+Progress = Callable[[int, int, str], None]
+
+_GENERATED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_COMMON = (
+    ("max_position_embeddings", "context_length"),
+    ("hidden_size", "embedding_length"),
+    ("intermediate_size", "feed_forward_length"),
+    ("num_hidden_layers", "block_count"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("layer_norm_eps", "attention.layer_norm_epsilon"),
+)
+_YARN = (
+    ("factor", "factor"),
+    ("original_max_position_embeddings", "original_context_length"),
+    ("extrapolation_factor", "yarn_ext_factor"),
+    ("attention_factor", "yarn_attn_factor"),
+    ("beta_fast", "yarn_beta_fast"),
+    ("beta_slow", "yarn_beta_slow"),
+)
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a conversion to a checkpoint will write.
+
+    Attributes:
+        recipes: its tensors, in the order of the GGUF file.
+        type: their type.
+        config: config.json.
+        files: further files by name, as JSON values.
+        warnings: what could not be restored, or was assumed.
+        left_out: tensors of the file that became config fields.
+        paths: files that are read.
+    """
+
+    recipes: tuple[Recipe, ...]
+    type: str
+    config: dict[str, Any]
+    files: dict[str, Any]
+    warnings: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
+    paths: tuple[Path, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(nbytes(self.type, recipe.shape) for recipe in self.recipes)
+
+
+def plan_checkpoint(src: Path, to: str) -> Checkpoint:
+    """Plan the checkpoint that a GGUF file becomes.
+
+    Args:
+        src: the GGUF file, or its first shard.
+        to: ``hf.bf16``, ``hf.f16``, ``hf.f32``, or ``hf``: the float type of most of the file's elements, bf16 where
+            they are quantized.
+
+    Raises:
+        UnsupportedError: an architecture without a table.
+        FormatError: tensors and metadata contradict each other.
+    """
+    family, _, name = to.partition(".")
+    if family != "hf" or (name and name.upper() not in FLOATS):
+        raise ArgumentError(f"unknown target '{to}': expected hf.bf16, hf.f16, hf.f32 or hf")
+    file = GgufFile(src, mmap=False)
+    arch_name = file.metadata.get("general.architecture")
+    arch = next((arch for arch in ARCHITECTURES if arch.name == arch_name), None)
+    if arch is None:
+        known = ", ".join(arch.name for arch in ARCHITECTURES)
+        raise UnsupportedError(f"architecture '{arch_name}' cannot be turned back (yet); known: {known}", file=src)
+    try:
+        return _plan(file, arch, name.upper() or _own_type(file))
+    except (FormatError, UnsupportedError) as error:
+        error.file = error.file or str(src)
+        raise
+
+
+def _own_type(file: GgufFile) -> str:
+    share: dict[str, int] = {}
+    for tensor in file.values():
+        share[tensor.type] = share.get(tensor.type, 0) + int(np.prod(tensor.shape))
+    own = max(share, key=lambda name: share[name], default="BF16")
+    return own if own in FLOATS else "BF16"
+
+
+def _plan(file: GgufFile, arch: Architecture, target: str) -> Checkpoint:
+    facts = _facts(file, arch)
+    warnings: list[str] = []
+    config = _config(facts, arch, target, warnings)
+    recipes, left_out = _recipes(file, arch, config, warnings)
+    if not recipes:
+        raise FormatError("no tensors")
+    if any(quantized(tensor.type) for tensor in file.values()):
+        warnings.append("quantized tensors give the values that their codes stand for, not those they were made from")
+    files: dict[str, Any] = {"config.json": config}
+    restored = restore_tokenizer(file.metadata)
+    warnings += restored.warnings
+    if restored.tokenizer is not None:
+        files["tokenizer.json"] = restored.tokenizer
+    if restored.settings:
+        files["tokenizer_config.json"] = restored.settings
+    files |= _pooling(facts)
+    paths = tuple(Path(path) for path in file.paths)
+    return Checkpoint(tuple(recipes), target, config, files, tuple(warnings), tuple(left_out), paths)
+
+
+def _facts(file: GgufFile, arch: Architecture) -> GgufFacts:
+    def values(name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        rows = stored_tensor(file, name, file[name].type)
+        return Decoded(rows).read(0, rows.rows).view(np.float32).reshape(-1)
+
+    facts = GgufFacts(arch.name, file.metadata, {name: tuple(file[name].shape) for name in file}, values)
+    for key in ("block_count", "embedding_length", "attention.head_count"):
+        value = facts.get(key)
+        if not isinstance(value, int) or value <= 0:
+            raise FormatError(f"metadata key {arch.name}.{key}: expected a positive number, found {value!r}")
+    if "token_embd.weight" not in facts.shapes:
+        raise FormatError("tensor 'token_embd.weight' is missing")
+    return facts
+
+
+def _config(facts: GgufFacts, arch: Architecture, target: str, warnings: list[str]) -> dict[str, Any]:
+    """config.json. Floats are written as the shortest decimals that round to the same float32."""
+    config: dict[str, Any] = {}
+    for field, key in _COMMON:
+        value = facts.get(key)
+        if isinstance(value, float):
+            config[field] = shortest(value)
+        elif isinstance(value, int):
+            config[field] = value
+        elif value is not None:
+            warnings.append(f"config.json: {field} differs from layer to layer and was left out")
+    if "rms_norm_eps" in config:
+        config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    config["vocab_size"] = facts.shapes["token_embd.weight"][0]
+    config["tie_word_embeddings"] = "output.weight" not in facts.shapes
+    if "rms_norm_eps" in config:
+        config["rope_theta"] = shortest(facts.get("rope.freq_base", 10000.0))
+        scaling = _rope_scaling(facts)
+        if scaling:
+            config["rope_scaling"] = scaling
+    for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        value = facts.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if value is not None:
+            config[f"{role}_token_id"] = value
+    own = arch.restored(facts)
+    if "rope_freqs.weight" in facts.shapes and not own.get("rope_scaling"):
+        warnings.append(
+            "config.json: no usual setting gives the values of 'rope_freqs.weight': rope_scaling is missing"
+        )
+    for name, value in own.items():
+        if isinstance(value, dict):
+            config[name] = config.get(name, {}) | value
+        elif value is not None:
+            config[name] = value
+    config["torch_dtype"] = _DTYPES[target]
+    assumed = [name for name in arch.assumed if name.partition(".")[0] in config]
+    if assumed:
+        warnings.append(f"config.json: not in the file, set to what is usual: {', '.join(assumed)}")
+    return config
+
+
+def _rope_scaling(facts: GgufFacts) -> dict[str, Any]:
+    kind = facts.get("rope.scaling.type")
+    if kind not in ("linear", "yarn"):
+        return {}
+    fields: dict[str, Any] = {"rope_type": kind}
+    for field, key in _YARN:
+        value = facts.get(f"rope.scaling.{key}")
+        if value is not None:
+            fields[field] = shortest(value) if isinstance(value, float) else value
+    multiplier = facts.get("rope.scaling.yarn_log_multiplier")
+    if multiplier is not None:  # both factors are the same in every published model
+        fields["mscale_all_dim"] = fields["mscale"] = shortest(multiplier / 0.1)
+    return fields
+
+
+def _pooling(facts: GgufFacts) -> dict[str, Any]:
+    """The files of sentence-transformers for an encoder that says how it pools."""
+    kinds = {1: "pooling_mode_mean_tokens", 2: "pooling_mode_cls_token", 3: "pooling_mode_lasttoken"}
+    chosen = kinds.get(facts.get("pooling_type", 0))
+    if chosen is None:
+        return {}
+    modules = "sentence_transformers.models"
+    return {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": f"{modules}.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{modules}.Pooling"},
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": facts.get("embedding_length"),
+            **{name: name == chosen for name in kinds.values()},
+        },
+    }
+
+
+def _recipes(
+    file: GgufFile, arch: Architecture, config: Config, warnings: list[str]
+) -> tuple[list[Recipe], list[tuple[str, str]]]:
+    """The checkpoint's tensors, and the file's that became something else."""
+    splits: dict[str, tuple[str, Split]] = {}  # name of a piece → the checkpoint's tensor
+    for pattern, describe in arch.splits.items():
+        for layer in map(str, range(config["num_hidden_layers"])):
+            split = describe(config)
+            for piece in split.pieces:
+                splits[piece.name.replace("{N}", layer)] = pattern.replace("{N}", layer), split
+    recipes: dict[str, Recipe] = {}
+    left_out = []
+    for name in file:
+        if name in _GENERATED:
+            left_out.append((name, "a setting of config.json"))
+        elif name in splits:
+            target, split = splits[name]
+            if target not in recipes:
+                recipes[target] = _assembled(file, name, target, split)
+        else:
+            for target, shape, rows in _whole(file, arch, config, name, warnings):
+                if target in recipes:
+                    raise FormatError(f"two tensors become '{target}'", tensor=name)
+                recipes[target] = Recipe(target, shape, rows)
+    return list(recipes.values()), left_out
+
+
+def _plain(file: GgufFile, name: str) -> Rows:
+    """A tensor without blocks: its rows as they are, or decoded."""
+    rows: SourceTensor = stored_tensor(file, name, file[name].type)
+    return rows if rows.type in FLOATS else Decoded(rows)
+
+
+def _whole(
+    file: GgufFile, arch: Architecture, config: Config, name: str, warnings: list[str]
+) -> list[tuple[str, tuple[int, ...], Rows]]:
+    """What one tensor of the file becomes: name, shape and rows of one tensor, or of one per expert."""
+    target = arch.hugging_face_name(name)
+    rows = _plain(file, name)
+    if target is None:
+        warnings.append(f"tensor '{name}': unknown to architecture {arch.name}, keeps its name")
+        return [(name, rows.shape, rows)]
+    shift, heads = arch.shift_of(name), arch.heads_of(name, config)
+    if shift:
+        rows = Shifted(rows if rows.type == "F32" else Decoded(rows), -shift)
+    if heads:
+        rows = _halves_apart(rows, heads)
+    if name.endswith("ffn_gate_inp_shexp.weight") and len(rows.shape) == 1:
+        return [(target, (1, rows.columns), rows)]
+    if "{E}" not in target:
+        return [(target, rows.shape, rows)]
+    if len(rows.shape) != 3:
+        raise FormatError(f"shape {rows.shape}, expected one matrix per expert", tensor=name)
+    experts, height, width = rows.shape
+    return [
+        (
+            target.replace("{E}", str(expert)),
+            (height, width),
+            Selected(rows, (1, experts * height, width), (slice(expert * height, (expert + 1) * height), slice(None))),
+        )
+        for expert in range(experts)
+    ]
+
+
+def _halves_apart(rows: Rows, heads: int) -> Rows:
+    """The reverse of :func:`~subbyte.arch.base.interleave_heads`."""
+    flat = len(rows.shape) == 1
+    order = np.argsort(interleave_heads(rows.columns if flat else rows.rows, heads))
+    if not flat:
+        return Reordered(rows, order)
+    return Reshaped(Reordered(Reshaped(rows, (rows.columns, 1)), order), rows.shape)
+
+
+def _assembled(file: GgufFile, name: str, target: str, split: Split) -> Recipe:
+    """A checkpoint's tensor of which the file has the pieces."""
+    layer = name.split(".")[1]
+    parts: list[Rows] = []
+    places = []
+    for piece in split.pieces:
+        own = piece.name.replace("{N}", layer)
+        if own not in file:
+            raise FormatError(f"tensor '{own}' is missing beside it", tensor=name)
+        rows = _plain(file, own)
+        lengths = [len(range(split.view[1])[piece.rows]), len(range(split.view[2])[piece.columns])]
+        stored = (split.view[0], *(reversed(lengths) if piece.swapped else lengths))
+        expected = stored if split.stacked else stored[1:]
+        if rows.shape != expected:
+            raise FormatError(f"shape {rows.shape}, the metadata imply {expected}", tensor=own)
+        if len({rows.type, *(part.type for part in parts)}) > 1:
+            rows, parts = _as_f32(rows), [_as_f32(part) for part in parts]
+        parts.append(Selected(rows, stored, (slice(None), slice(None)), swapped=True) if piece.swapped else rows)
+        places.append((piece.rows, piece.columns))
+    return Recipe(target, split.shape or split.view, Assembled(tuple(parts), tuple(places), split.view))
+
+
+def _as_f32(rows: Rows) -> Rows:
+    return rows if rows.type == "F32" else Decoded(rows)
+
+
+def write_checkpoint(
+    src: Path, dst: Path, to: str, *, strict: bool = False, progress: Progress | None = None
+) -> Report:
+    """Convert a GGUF file to a checkpoint folder; ``dst`` appears when it is complete.
+
+    Raises:
+        ArgumentError: ``dst`` exists and is not an empty folder.
+        IoError: reading or writing failed.
+        NonFiniteError: a value does not fit the type.
+        Error: there is too little space; with ``strict``, there are warnings.
+    """
+    begin = time.perf_counter()
+    plan = plan_checkpoint(src, to)
+    if strict and plan.warnings:
+        raise Error(f"strict, and there are {len(plan.warnings)} warnings: {'; '.join(plan.warnings)}", file=src)
+    rows: list[Row] = []
+    try:
+        if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+            raise ArgumentError("exists already; expected the name of a new or empty folder", file=dst)
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(dst.parent).free
+        if free < plan.nbytes:
+            raise Error(f"{plan.nbytes:,} bytes are needed in {dst.parent}, {free:,} are free", file=dst)
+        part = dst.parent / f".{dst.name}.partial-{os.getpid()}"
+        part.mkdir()
+        try:
+            _write_files(part, plan.files)
+            _write_tensors(part, plan, rows, progress)
+            size = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
+            part.replace(dst)
+        finally:
+            if part.exists():
+                shutil.rmtree(part)
+    except OSError as error:
+        if isinstance(error, Error):
+            raise
+        raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(dst)) from None
+    return Report(src, dst, f"hf.{plan.type.lower()}", tuple(rows), plan.warnings, plan.left_out, size,
+                  time.perf_counter() - begin)  # fmt: skip
+
+
+def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
+    for name, value in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _shards(plan: Checkpoint) -> list[list[Recipe]]:
+    shards: list[list[Recipe]] = [[]]
+    size = 0
+    for recipe in plan.recipes:
+        own = nbytes(plan.type, recipe.shape)
+        if size + own > SHARD and shards[-1]:
+            shards.append([])
+            size = 0
+        shards[-1].append(recipe)
+        size += own
+    return shards
+
+
+def _write_tensors(folder: Path, plan: Checkpoint, rows: list[Row], progress: Progress | None) -> None:
+    shards = _shards(plan)
+    weight_map: dict[str, str] = {}
+    done = 0
+    for number, recipes in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= {recipe.name: name for recipe in recipes}
+        done = _write_shard(folder / name, recipes, plan, rows, done, progress)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": plan.nbytes}, "weight_map": weight_map}
+        _write_files(folder, {"model.safetensors.index.json": index})
+
+
+def _write_shard(
+    path: Path, recipes: Sequence[Recipe], plan: Checkpoint, rows: list[Row], done: int, progress: Progress | None
+) -> int:
+    tensors = [(recipe.name, plan.type, recipe.shape) for recipe in recipes]
+    with SafetensorsWriter(path, tensors, metadata={"format": "pt"}) as writer:
+        for recipe in recipes:
+            begin = time.perf_counter()
+            step = max(1, CHUNK // max(recipe.columns, 1))
+            written = 0
+            for first in range(0, recipe.rows if recipe.elements else 0, step):
+                last = min(first + step, recipe.rows)
+                try:
+                    data = encode(recipe.type, recipe.read(first, last), recipe.columns, plan.type)
+                except Error as error:
+                    error.tensor = error.tensor or recipe.name
+                    if error.row is not None:
+                        error.row += first
+                    raise
+                writer.write(recipe.name, np.ascontiguousarray(data).data.cast("B"), offset=written)
+                written += data.nbytes
+                if progress is not None:
+                    progress(done + written, plan.nbytes, recipe.name)
+            done += written
+            rows.append(
+                Row(recipe.name, recipe.shape, recipe.type, plan.type, recipe.source_nbytes, written,
+                    8 * written / recipe.elements if recipe.elements else 0.0, kind(recipe.type, plan.type),
+                    time.perf_counter() - begin)
+            )  # fmt: skip
+    return done
