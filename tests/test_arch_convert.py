@@ -419,6 +419,23 @@ def test_any_chunk_of_rows_is_the_same_part_of_the_whole(tmp_path: Path) -> None
                     assert np.array_equal(np.concatenate(parts), whole), tensor.name
 
 
+def test_every_element_is_found_in_the_source(tmp_path: Path) -> None:
+    data, config = deepseek_v3()
+    rng = np.random.default_rng(5)
+    for source in (CONVERT / "tiny-llama", CONVERT / "tiny-gptoss", save(tmp_path / "m", data, **config)):
+        for tensor in make_plan(source, "gguf.f32").tensors:
+            recipe = tensor.recipe
+            size = recipe.content.row_bytes // recipe.columns  # less than one for blocks, whose place is their scale's
+            for row, column in zip(rng.integers(recipe.rows, size=9), rng.integers(recipe.columns, size=9), strict=True):
+                stored, at_row, at_column = recipe.content.place(int(row), int(column))
+                found = stored.read(at_row, at_row + 1)[0]
+                if size:
+                    want = recipe.read(row, row + 1)[0, column * size :][:size]
+                    assert np.array_equal(found[at_column * size :][:size], want), (tensor.name, row, column)
+                else:
+                    assert found[at_column] == recipe.read(row, row + 1)[0, column // 32 * 17], (tensor.name, row)
+
+
 def test_incomplete_and_contradictory_mixtures_are_refused(tmp_path: Path) -> None:
     prefix = "model.layers.N.mlp.experts"
     shapes = attention() | {"model.layers.N.mlp.gate.weight": (EXPERTS, HIDDEN)}

@@ -293,6 +293,18 @@ def test_non_finite_values_are_refused_by_place(tmp_path: Path) -> None:
         assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
 
+def test_a_refusal_names_tensor_and_row_of_the_source(tmp_path: Path) -> None:
+    tensors = llama_tensors(np.float64)
+    tensors["model.layers.1.self_attn.q_proj.weight"][5, 40] = 1e30
+    folder = checkpoint(tmp_path / "m", tensors)
+    with pytest.raises(subbyte.NonFiniteError) as caught:
+        subbyte.convert(folder, tmp_path / "out.gguf", to="gguf.q8_0")
+    assert caught.value.tensor == "model.layers.1.self_attn.q_proj.weight"
+    assert caught.value.file == str(folder / "model.safetensors")
+    assert (caught.value.row, caught.value.column) == (5, 32)
+    assert "in 'blk.1.attn_q.weight' of the target" in str(caught.value)
+
+
 def test_the_row_of_a_refusal_counts_from_the_start_of_the_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

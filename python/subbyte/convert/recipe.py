@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from subbyte.convert.rows import ByteRange, Rows, SourceTensor
 from subbyte.convert.types import Raw
-from subbyte.errors import FormatError
+from subbyte.errors import Error, FormatError
 
 __all__ = ["ByteRange", "Raw", "Recipe", "computed"]
 
@@ -66,6 +66,19 @@ class Recipe:
     def read(self, start: int, stop: int) -> Raw:
         """Rows ``start`` to ``stop`` in the source's type: uint8, shape (rows, bytes of a row)."""
         return self.content.read(start, stop)
+
+    def locate(self, error: Error, first: int) -> None:
+        """Complete an error met in the rows from ``first`` on: names and place become those of the source."""
+        tensor, row, column = self.content.place(first + (error.row or 0), error.column or 0)
+        if error.file is None and tensor.where is not None:
+            error.file = str(tensor.where.path)
+        if error.tensor not in (None, self.name):
+            return  # the source's reader has named the place
+        error.tensor = tensor.name
+        if error.row is not None:
+            error.row, error.column = row, column
+        if tensor.name != self.name:
+            error.message += f" (in '{self.name}' of the target)"
 
 
 def computed(name: str, array: NDArray[np.float32]) -> Recipe:

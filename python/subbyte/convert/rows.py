@@ -32,6 +32,14 @@ class ByteRange(NamedTuple):
     nbytes: int
 
 
+class Place(NamedTuple):
+    """An element of a tensor of the source."""
+
+    tensor: SourceTensor
+    row: int
+    column: int
+
+
 class Rows(ABC):
     """Rows of one type.
 
@@ -67,6 +75,10 @@ class Rows(ABC):
     def read(self, start: int, stop: int) -> Raw:
         """Rows ``start`` to ``stop``: uint8, shape (rows, bytes of a row)."""
 
+    @abstractmethod
+    def place(self, row: int, column: int) -> Place:
+        """Where the source stores an element; of a block, its scale."""
+
 
 @dataclass(frozen=True, eq=False)
 class SourceTensor(Rows):
@@ -92,6 +104,9 @@ class SourceTensor(Rows):
         size = self.row_bytes
         return self.load(start * size, (stop - start) * size).reshape(stop - start, size)
 
+    def place(self, row: int, column: int) -> Place:
+        return Place(self, row, column)
+
 
 @dataclass(frozen=True, eq=False)
 class _View(Rows):
@@ -104,6 +119,9 @@ class _View(Rows):
     @property
     def ranges(self) -> list[ByteRange]:
         return self.source.ranges
+
+    def place(self, row: int, column: int) -> Place:
+        return self.source.place(row, column)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +139,9 @@ class Reshaped(_View):
         flat = self.source.read(begin, -(-last // inner)).reshape(-1)
         return flat[first - begin * inner : last - begin * inner].reshape(stop - start, size)
 
+    def place(self, row: int, column: int) -> Place:
+        return self.source.place(*divmod(row * self.columns + column, self.source.columns))
+
 
 @dataclass(frozen=True, eq=False)
 class Reordered(_View):
@@ -134,6 +155,9 @@ class Reordered(_View):
 
     def read(self, start: int, stop: int) -> Raw:
         return _gather(self.source, self.order[start:stop])
+
+    def place(self, row: int, column: int) -> Place:
+        return self.source.place(int(self.order[row]), column)
 
 
 def _gather(source: Rows, order: NDArray[np.int64]) -> Raw:
@@ -176,6 +200,13 @@ class Selected(_View):
         rows = self._kept[0]
         found = _gather(self.source, matrix * self.view[1] + rows.start + row * rows.step)
         return self._columns(found).view(np.uint8).reshape(stop - start, -1)
+
+    def place(self, row: int, column: int) -> Place:
+        matrix, row = divmod(row, self.shape[1])
+        if self.swapped:
+            row, column = column, row
+        rows, columns = self._kept
+        return self.source.place(matrix * self.view[1] + rows[row], columns[column])
 
     def _columns(self, raw: Raw) -> NDArray[np.void]:
         """The wanted columns of stored rows, as elements without a meaning."""
@@ -231,6 +262,10 @@ class Stacked(Rows):
                 pieces.append(part.read(max(start - first, 0), min(stop - first, part.rows)))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
+    def place(self, row: int, column: int) -> Place:
+        part, row = divmod(row, self.parts[0].rows)
+        return self.parts[part].place(row, column)
+
 
 @dataclass(frozen=True, eq=False)
 class Assembled(Rows):
@@ -271,6 +306,14 @@ class Assembled(Rows):
                 found = np.ascontiguousarray(_gather(part, wanted))
                 out.view(element)[np.ix_(np.flatnonzero(mine), np.arange(self.view[2])[columns])] = found.view(element)
         return out
+
+    def place(self, row: int, column: int) -> Place:
+        matrix, row = divmod(row, self.view[1])
+        for part, (rows, columns) in zip(self.parts, self.places, strict=True):
+            taken, kept = range(self.view[1])[rows], range(self.view[2])[columns]
+            if row in taken and column in kept:
+                return part.place(matrix * len(taken) + taken.index(row), kept.index(column))
+        raise AssertionError("the parts fill all of it")
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,3 +383,6 @@ class Mxfp4(Rows):
         codes = self.codes.read(start * blocks, stop * blocks)
         halves = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), 2, 16)
         return np.concatenate([scales, halves[:, 0] | halves[:, 1] << 4], axis=1).reshape(stop - start, -1)
+
+    def place(self, row: int, column: int) -> Place:
+        return self.scales.place(row, column // 32)

@@ -268,10 +268,7 @@ def _rows(tensor: TensorPlan, first: int, last: int, stop: threading.Event) -> R
             )
         return data
     except Error as error:
-        error.tensor = error.tensor or recipe.name
-        error.file = error.file or str(recipe.ranges[0].path if recipe.ranges else "")
-        if error.row is not None:
-            error.row += begin
+        recipe.locate(error, begin)
         raise
 
 

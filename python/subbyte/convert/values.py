@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from subbyte import _native
 from subbyte.convert.types import Raw, quantized
-from subbyte.errors import UnsupportedError
+from subbyte.errors import Error, UnsupportedError
 from subbyte.ggml import TYPES
 
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -71,12 +71,15 @@ class Importance:
         """As :func:`encode`, for rows from number ``first`` on."""
         vectors = self.load()
         last = first + len(raw)
-        pieces = [
-            encode(
-                source, raw[max(at, first) - first : at + self.rows - first], columns, target, vectors[at // self.rows]
-            )
-            for at in range(first - first % self.rows, last, self.rows)
-        ]
+        pieces = []
+        for at in range(first - first % self.rows, last, self.rows):
+            begin, end = max(at - first, 0), at + self.rows - first
+            try:
+                pieces.append(encode(source, raw[begin:end], columns, target, vectors[at // self.rows]))
+            except Error as error:
+                if error.row is not None:
+                    error.row += begin
+                raise
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
