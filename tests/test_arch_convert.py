@@ -426,7 +426,9 @@ def test_every_element_is_found_in_the_source(tmp_path: Path) -> None:
         for tensor in make_plan(source, "gguf.f32").tensors:
             recipe = tensor.recipe
             size = recipe.content.row_bytes // recipe.columns  # less than one for blocks, whose place is their scale's
-            for row, column in zip(rng.integers(recipe.rows, size=9), rng.integers(recipe.columns, size=9), strict=True):
+            for row, column in zip(
+                rng.integers(recipe.rows, size=9), rng.integers(recipe.columns, size=9), strict=True
+            ):
                 stored, at_row, at_column = recipe.content.place(int(row), int(column))
                 found = stored.read(at_row, at_row + 1)[0]
                 if size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -153,6 +154,40 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(
     code, out, _ = run(capsys, "inspect", tmp_path / "a.gguf", "--tensors")
     assert code == 0
     assert all(c.isprintable() or c == "\n" for c in out)
+
+
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "subbyte.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "ünï 🦙", llama_tensors() | {"模型.weight": np.ones((2, 32), np.float32)})
+    for arguments in (("inspect", folder, "--tensors"), ("convert", folder, tmp_path / "a.gguf", "--to", "gguf.f32")):
+        result = command(*arguments, PYTHONIOENCODING="ascii")
+        assert result.returncode == 0, result.stderr
+        assert "\\u6a21\\u578b.weight" in result.stdout
+    assert "\\xfcn\\xef" in command("inspect", tmp_path / "ünï", PYTHONIOENCODING="ascii").stderr
+
+
+def test_json_has_no_numbers_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metadata = {"general.architecture": "llama", "a": math.inf, "b": np.array([1, math.nan], np.float32)}
+    write_gguf(tmp_path / "a.gguf", metadata, {"a": np.ones(4, np.float32)})
+    out = run(capsys, "inspect", tmp_path / "a.gguf", "--json")[1]
+    found = json.loads(out, parse_constant=pytest.fail)["metadata"]
+    assert (found["a"], found["b"]) == (None, [1.0, None])
+
+
+def test_environment_warnings_look_like_the_others(tmp_path: Path) -> None:
+    result = command("convert", TINY, tmp_path / "a.gguf", "--to", "gguf.f32", SUBBYTE_SIMD="warp")
+    assert result.returncode == 0
+    assert result.stderr.startswith("subbyte: warning: SUBBYTE_SIMD=warp: there is no such level")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(("what", "key"), [("formats", "id"), ("codecs", "id"), ("levels", "level")])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,6 +213,8 @@ def test_a_shape_that_contradicts_the_config_is_warned_about(tmp_path: Path) -> 
         ({"hidden_size": -1}, "hidden_size"),
         ({"num_attention_heads": 3, "head_dim": 20}, "heads"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"quantization_config": "gptq"}, "gptq"),
+        ({"quantization_config": {"bits": 4}}, "None"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 0}}, "llama3"),
         ({"rms_norm_eps": [1]}, "rms_norm_eps"),
     ],
@@ -223,7 +226,83 @@ def test_configurations_that_are_refused(tmp_path: Path, config: dict, match: st
     assert not (tmp_path / "out.gguf").exists()
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "weird", "longrope", 5])
+def test_rotary_scaling_that_has_no_place_is_warned_about(tmp_path: Path, kind: object) -> None:
+    source = checkpoint(tmp_path / "m", rope_parameters={"rope_type": kind, "factor": 2.0})
+    report = subbyte.convert(source, tmp_path / "out.gguf", to="gguf.f32")
+    found = [warning for warning in report.warnings if f"rotary scaling '{kind}'" in warning]
+    assert len(found) == (kind != "longrope")
+    if found:
+        with pytest.raises(subbyte.Error, match=r"strict.*rotary scaling"):
+            subbyte.convert(source, tmp_path / "strict.gguf", to="gguf.f32", strict=True)
+
+
+def test_llama3_scaling_of_another_architecture_is_warned_about(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "m", model_type="qwen2", rope_scaling={"rope_type": "llama3", "factor": 8.0})
+    report = subbyte.convert(source, tmp_path / "out.gguf", to="gguf.f32")
+    assert any("rotary scaling 'llama3' cannot be stored for qwen2" in warning for warning in report.warnings)
+
+
+def test_a_rule_that_finds_nothing_is_warned_about(tmp_path: Path) -> None:
+    rules = {"attn_q": "q5_0", "attn_norm": "f16", "no_such": "q5_0"}
+    report = subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to="gguf.q8_0", tensor_type=rules)
+    found = [warning for warning in report.warnings if "tensor_type" in warning]
+    assert [warning.split("'")[1] for warning in found] == ["attn_norm=F16", "no_such=Q5_0"]
+    with pytest.raises(subbyte.Error, match=r"strict.*no_such"):
+        subbyte.convert(SMALL_LLAMA, tmp_path / "b.gguf", to="gguf.q8_0", tensor_type=["no_such=f16"], strict=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"src": ""},
+        {"src": "a\0b"},
+        {"src": 5},
+        {"dst": ""},
+        {"dst": "a\0b"},
+        {"to": None},
+        {"to": 5},
+        {"output_tensor_type": 5},
+        {"output_tensor_type": ""},
+        {"token_embedding_type": ["q8_0"]},
+        {"tensor_type": 5},
+        {"tensor_type": [5]},
+        {"tensor_type": {"attn": None}},
+        {"tensor_type": {5: "q8_0"}},
+        {"imatrix": 5},
+        {"imatrix": "a\0b"},
+        {"pre": 5},
+    ],
+)
+def test_arguments_of_wrong_types_are_refused(tmp_path: Path, options: dict) -> None:
+    arguments = {"src": TINY, "dst": tmp_path / "out.gguf", "to": "gguf.q4_0"} | options
+    with pytest.raises(subbyte.ArgumentError):
+        subbyte.convert(**arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", 5])
+def test_paths_that_are_none_are_refused(path: Any) -> None:
+    good = GOLDEN / "convert" / "tiny-llama-q8_0.gguf"
+    for call in (subbyte.open, subbyte.inspect, subbyte.verify, lambda path: subbyte.verify(good, path)):
+        with pytest.raises(subbyte.ArgumentError, match="path"):
+            call(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs names that are not UTF-8")
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff\xfebad")
+    subbyte.convert(checkpoint(folder), tmp_path / "out.gguf", to="gguf.f32")
+    assert GgufFile(tmp_path / "out.gguf").metadata["general.name"] == "\ufffd\ufffdbad".title()
+
+
 def test_refused_targets(tmp_path: Path) -> None:
+    for target in ("q4_k_m", "GGUF.Q4_K_M", "gguf.q4km", "ggufq4_k_m"):
+        with pytest.raises(subbyte.ArgumentError, match=r"did you mean gguf\.q4_k_m"):
+            subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to=target)
+    for target in ("gguf.", "", "nonsense"):
+        with pytest.raises(subbyte.ArgumentError, match=r"expected one of gguf\.f32"):
+            subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to=target)
     for target, match in (("gguf.q9_k", "q9_k"), ("gguf.q8_1", "q8_1")):
         with pytest.raises(subbyte.ArgumentError, match=match):
             subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to=target)
@@ -346,6 +425,29 @@ def test_an_existing_file_is_replaced_only_when_allowed(tmp_path: Path) -> None:
     assert GgufFile(tmp_path / "out.gguf").metadata["general.file_type"] == 7
     with pytest.raises(subbyte.ArgumentError, match="a folder"):
         subbyte.convert(TINY, tmp_path, to="gguf.q8_0", overwrite=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("precious")
+    pipe, link, dangling = tmp_path / "pipe", tmp_path / "link", tmp_path / "dangling"
+    os.mkfifo(pipe)
+    link.symlink_to(other)
+    dangling.symlink_to(tmp_path / "nowhere")
+    for target, match in ((pipe, "not a regular file"), (link, "symbolic link"), (dangling, "symbolic link")):
+        for overwrite in (False, True):
+            with pytest.raises(subbyte.ArgumentError, match=match):
+                subbyte.convert(TINY, target, to="gguf.f32", overwrite=overwrite)
+    assert other.read_text() == "precious"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"other", "pipe", "link", "dangling"}
+
+
+def test_a_target_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file.gguf").write_text("precious")
+    for target in ("file.gguf/a.gguf", "file.gguf/a/b.gguf"):
+        with pytest.raises(subbyte.ArgumentError, match=r"file\.gguf' is not a folder"):
+            subbyte.convert(TINY, tmp_path / target, to="gguf.f32", overwrite=True)
 
 
 def test_too_little_space_is_found_before_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,23 @@ def test_swapped_rows_fail(q8: Path, tmp_path: Path) -> None:
     assert "'blk.0.attn_q.weight': relative error" in result.failures[0]
 
 
+@pytest.mark.parametrize("target", ["tq1_0", "q1_0"])
+def test_types_of_one_bit_have_a_limit_too(tmp_path: Path, target: str) -> None:
+    good, bad, name = tmp_path / "a.gguf", tmp_path / "b.gguf", "blk.3.ffn_up.weight"
+    subbyte.convert(SMALL_LLAMA, good, to=f"gguf.{target}")
+    raw = GgufFile(good).raw(name)
+    for wrong in (raw[::-1].copy(), np.zeros_like(raw)):
+        result = subbyte.verify(rewrite(good, bad, {name: wrong}), SMALL_LLAMA)
+        assert len(result.failures) == 1
+        assert f"'{name}': relative error" in result.failures[0]
+
+
+def test_only_gguf_files_are_verified() -> None:
+    for path in (TINY, TINY / "model.safetensors", TINY / "config.json"):
+        with pytest.raises(subbyte.UnsupportedError, match="expected a GGUF file to verify"):
+            subbyte.verify(path)
+
+
 def test_one_wrong_value_of_an_exact_tensor_fails(q8: Path, tmp_path: Path) -> None:
     norm = GgufFile(q8).raw("output_norm.weight").copy()
     norm[..., 0] ^= 1
@@ -141,9 +158,5 @@ def test_json_has_no_infinities(q8: Path) -> None:
     text = json.dumps(subbyte.verify(q8, TINY).to_json(), allow_nan=False)
     assert json.loads(text)["ok"] is True
 
-
-def test_only_gguf_files_are_verified(tmp_path: Path) -> None:
-    with pytest.raises(subbyte.Error, match="GGUF"):
-        subbyte.verify(TINY)
     with pytest.raises(subbyte.IoError):
         subbyte.verify(tmp_path / "nothing.gguf")

@@ -18,6 +18,7 @@ from subbyte.ggml import PLANE
 from subbyte.io.gguf import GgufFile
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.io.source import load_json
+from subbyte.paths import checked_path
 
 #: Element types of safetensors that are ggml types as well, with their bytes: their codecs decode them.
 _SAFETENSORS_CODECS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -103,7 +104,7 @@ class Checkpoint(Mapping[str, Weight]):
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
         """Opens a GGUF file, a safetensors file, or a folder of the latter, see `subbyte.open`."""
-        path = Path(path)
+        path = checked_path(path)
         if not path.is_dir() and _is_gguf(path):
             return cls._open_gguf(path)
         return cls._open_safetensors(path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,13 +87,19 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. Refusals are one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding lacks
     try:
         options = parser().parse_args(arguments)
-        code: int = options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _warn([str(message)])
+            code: int = options.run(options)
         sys.stdout.flush()
         return code
     except subbyte.Error as error:
-        return _complain(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        kind = "" if type(error) is subbyte.Error else f"{type(error).__name__}: "
+        return _complain(kind + " ".join(str(error).split()))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: so may we
         return OK
@@ -107,9 +115,9 @@ def _complain(message: str) -> int:
     return REFUSED
 
 
-def _warn(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        print(f"subbyte: {_painted('warning', '33')}: {warning}", file=sys.stderr)
+def _warn(messages: Sequence[str]) -> None:
+    for message in messages:
+        print(f"subbyte: {_painted('warning', '33')}: {message}", file=sys.stderr)
 
 
 def _painted(text: str, colour: str) -> str:
@@ -196,7 +204,7 @@ def _cell(value: Any) -> str:
 
 
 def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=True)
+    json.dump(value, sys.stdout, indent=1, ensure_ascii=True, allow_nan=False)
     print()
 
 

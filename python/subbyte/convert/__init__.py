@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 
 from subbyte import environment
 from subbyte.convert.catalogue import list_codecs, list_formats, list_levels
@@ -18,6 +17,7 @@ from subbyte.convert.run import Cancel, Progress, make_folder, run
 from subbyte.convert.source import check_target
 from subbyte.convert.verification import Comparison, Verification, verify
 from subbyte.errors import ArgumentError
+from subbyte.paths import checked_path
 
 __all__ = [
     "Comparison",
@@ -101,14 +101,17 @@ def convert(
         IoError: reading or writing failed.
     """
     environment.check()
-    target = Path(dst)
+    origin, target = checked_path(src, "src"), checked_path(dst, "dst")
+    for option, value in (("to", to), ("pre", pre)):
+        if not isinstance(value, str) and (option == "to" or value is not None):
+            raise ArgumentError(f"{option}: expected a string, found {value!r}")
     if to.partition(".")[0] == "hf":
         given = (lossy, pure, output_tensor_type, token_embedding_type, tensor_type, imatrix, pre, overwrite)
         if any(given):
             raise ArgumentError(f"'{to}' is a checkpoint of one float type: options for GGUF files do not apply to it")
-        return write_checkpoint(Path(src), target, to, strict=strict, progress=progress)
+        return write_checkpoint(origin, target, to, strict=strict, progress=progress)
     plan = make_plan(
-        Path(src),
+        origin,
         to,
         lossy=lossy,
         pure=pure,
@@ -126,7 +129,7 @@ def convert(
         same = made is not None and made.describes(target) and made.identity == identify(plan, plan.layout.header())
         if made is not None and same and not fresh:
             journal.remove()
-            return Report.from_json(made.report, src=Path(src), dst=target, unchanged=True)
+            return Report.from_json(made.report, src=origin, dst=target, unchanged=True)
         if target.exists() and not overwrite and not same:
             raise ArgumentError(
                 "exists already; choose another name or allow it to be replaced with overwrite", file=target

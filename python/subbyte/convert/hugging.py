@@ -98,7 +98,7 @@ def plan_checkpoint(src: Path, to: str) -> Checkpoint:
         FormatError: tensors and metadata contradict each other.
     """
     family, _, name = to.partition(".")
-    if family != "hf" or (name and name.upper() not in FLOATS):
+    if to != "hf" and (family != "hf" or name.upper() not in FLOATS):
         raise ArgumentError(f"unknown target '{to}': expected hf.bf16, hf.f16, hf.f32 or hf")
     file = GgufFile(src, mmap=False)
     arch_name = file.metadata.get("general.architecture")
@@ -419,9 +419,7 @@ def _write_shard(
                 try:
                     data = encode(recipe.type, recipe.read(first, last), recipe.columns, plan.type)
                 except Error as error:
-                    error.tensor = error.tensor or recipe.name
-                    if error.row is not None:
-                        error.row += first
+                    recipe.locate(error, first)
                     raise
                 writer.write(recipe.name, np.ascontiguousarray(data).data.cast("B"), offset=written)
                 written += data.nbytes

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from subbyte.convert.mix import FILE_TYPES
-from subbyte.convert.report import printable, table
+from subbyte.convert.report import finite, printable, table
 from subbyte.convert.source import is_gguf
 from subbyte.errors import UnsupportedError
 from subbyte.io.gguf import GgufFile
 from subbyte.io.safetensors import SafetensorsFile
+from subbyte.paths import checked_path
 
 _LONG = 8
 """Arrays of more elements are shown by their length and first elements."""
@@ -76,7 +77,7 @@ class Inspection:
         return dict(sorted(found.items(), key=lambda item: -item[1][2]))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ``json.dumps``."""
+        """Plain data for ``json.dumps``; numbers that are not finite are ``None``."""
         return {
             "version": 1,
             "path": str(self.path),
@@ -89,7 +90,7 @@ class Inspection:
                 name: {"tensors": count, "elements": elements, "nbytes": size}
                 for name, (count, elements, size) in self.types().items()
             },
-            "metadata": dict(self.metadata),
+            "metadata": finite(dict(self.metadata)),
             "tensors": [asdict(tensor) for tensor in self.tensors],
         }
 
@@ -128,7 +129,7 @@ def inspect(path: str | PathLike[str]) -> Inspection:
         UnsupportedError: another kind of file.
         IoError: the file cannot be read.
     """
-    path = Path(path)
+    path = checked_path(path)
     if path.is_dir() or path.name.endswith((".safetensors", ".index.json")):
         checkpoint = SafetensorsFile(path)
         return Inspection(

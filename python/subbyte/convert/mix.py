@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from subbyte.convert.types import FLOATS, quantized
 from subbyte.errors import ArgumentError
@@ -81,9 +82,16 @@ def file_type(name: str) -> FileType:
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:
-        known = ", ".join(f"gguf.{known.lower()}" for known in FILE_TYPES)
-        raise ArgumentError(f"unknown target 'gguf.{name}': expected one of {known}")
+        raise unknown_target(f"gguf.{name}")
     return found
+
+
+def unknown_target(to: str) -> ArgumentError:
+    """The error for a target that there is not, with those it may stand for."""
+    known = [f"gguf.{name.lower()}" for name in (*FILE_TYPES, *ALIASES)]
+    near = get_close_matches(f"gguf.{to.lower().removeprefix('gguf').removeprefix('.')}", known, n=3, cutoff=0.8)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
+    return ArgumentError(f"unknown target '{to}': {hint}")
 
 
 def layer_number(name: str) -> int:

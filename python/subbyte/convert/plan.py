@@ -23,6 +23,7 @@ from subbyte.convert.mix import (
     is_quantizable,
     lacking_importance,
     overridden,
+    unknown_target,
     visit_order,
 )
 from subbyte.convert.recipe import Recipe
@@ -30,9 +31,11 @@ from subbyte.convert.source import Source, open_source, stamp
 from subbyte.convert.types import FLOATS, nbytes, parse_type, quantized
 from subbyte.convert.values import Importance, kind
 from subbyte.errors import ArgumentError, Error, UnsupportedError
+from subbyte.formats import PLANNED
 from subbyte.ggml import TYPES
 from subbyte.imatrix import ImportanceMatrix, load_imatrix
 from subbyte.io.gguf import GgufValue, plan_gguf
+from subbyte.paths import checked_path, utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +126,16 @@ def make_plan(
     target_name = _target_name(to)
     options = MixOptions(
         pure=pure,
-        output_tensor_type=parse_type(output_tensor_type) if output_tensor_type else None,
-        token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
+        output_tensor_type=None if output_tensor_type is None else parse_type(output_tensor_type),
+        token_embedding_type=None if token_embedding_type is None else parse_type(token_embedding_type),
         tensor_type=tuple(_rules(tensor_type)),
         importance=imatrix is not None,
     )
-    data = None if imatrix is None else load_imatrix(imatrix)
+    data = None if imatrix is None else load_imatrix(checked_path(imatrix, "imatrix"))
     if target_name:
         file_type(target_name)  # a misspelt target is reported before the source is read
     source = open_source(src, pre)
+    source.warnings += _idle_rules(source, options)
     if strict and source.warnings:
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     target = file_type(target_name or _own_type(source))
@@ -180,10 +184,17 @@ def make_plan(
 
 
 def _target_name(to: str) -> str:
-    """The file type's name in a target such as ``gguf.q4_k_m``; empty for ``gguf``: the checkpoint's own type."""
-    family, _, name = to.partition(".")
-    if family != "gguf":
+    """The file type's name in a target such as ``gguf.q4_k_m``; empty for ``gguf``: the checkpoint's own type.
+
+    Raises:
+        ArgumentError: there is no such target.
+        UnsupportedError: a format that cannot be written (yet).
+    """
+    family, dot, name = to.partition(".")
+    if to in PLANNED or family in PLANNED:
         raise UnsupportedError(f"conversion to '{to}' is not supported (yet); expected gguf.TYPE such as gguf.q4_k_m")
+    if family != "gguf" or (dot and not name):
+        raise unknown_target(to)
     return name
 
 
@@ -200,18 +211,34 @@ def _own_type(source: Source) -> str:
 def _rules(tensor_type: Sequence[str] | Mapping[str, str]) -> Iterable[tuple[re.Pattern[str], str]]:
     if isinstance(tensor_type, str):
         tensor_type = [tensor_type]
-    pairs: Iterable[tuple[str, str]] = (
-        tensor_type.items()
-        if isinstance(tensor_type, Mapping)
-        else ((left, right) for left, _, right in (rule.rpartition("=") for rule in tensor_type))
-    )
+    pairs: list[tuple[str, str]]
+    if isinstance(tensor_type, Mapping):
+        pairs = list(tensor_type.items())
+    elif isinstance(tensor_type, Iterable):
+        pairs = [(left, right) for left, _, right in (str(rule).rpartition("=") for rule in tensor_type)]
+    else:
+        raise ArgumentError(f"tensor_type: expected rules REGEX=TYPE or a mapping, found {tensor_type!r}")
     for pattern, name in pairs:
         if not pattern:
-            raise ArgumentError(f"tensor_type: expected REGEX=TYPE, found '{name}'")
+            raise ArgumentError(f"tensor_type: expected REGEX=TYPE, found {name!r}")
         try:
             yield re.compile(pattern), parse_type(name)
-        except re.error as error:
-            raise ArgumentError(f"tensor_type: '{pattern}' is not a regular expression: {error}") from None
+        except (re.error, TypeError) as error:
+            raise ArgumentError(f"tensor_type: {pattern!r} is not a regular expression: {error}") from None
+
+
+def _idle_rules(source: Source, options: MixOptions) -> list[str]:
+    """Warnings for rules that find no tensor whose type may be chosen."""
+    free = [
+        recipe.name
+        for recipe in source.recipes
+        if recipe.name not in source.unknown and is_quantizable(recipe.name, recipe.shape)
+    ]
+    return [
+        f"tensor_type '{pattern.pattern}={name}' finds no tensor whose type can be chosen"
+        for pattern, name in options.tensor_type
+        if not any(map(pattern.search, free))
+    ]
 
 
 def _converter_types(source: Source, target: FileType | None, options: MixOptions) -> dict[str, str]:
@@ -287,7 +314,7 @@ def _imatrix_keys(data: ImportanceMatrix, path: str) -> dict[str, GgufValue]:
     """What a file says about the importance data it was made with; texts are cut as the original cuts them."""
 
     def text(value: str) -> GgufValue:
-        return GgufValue("str", value.encode()[:127].decode("utf-8", "ignore"))
+        return GgufValue("str", utf8(value).encode()[:127].decode("utf-8", "ignore"))
 
     keys = {"quantize.imatrix.file": text(path)}
     if data.datasets:

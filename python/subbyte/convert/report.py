@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -173,6 +174,15 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, right: Iterable
         )
         lines.append("  ".join(aligned).rstrip())
     return "\n".join(lines)
+
+
+def finite(value: Any) -> Any:
+    """JSON data with ``None`` for the numbers that JSON does not have: infinities and NaN."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def printable(text: str) -> str:

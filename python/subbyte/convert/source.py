@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 
 from subbyte.arch import Architecture, find_architecture
-from subbyte.arch.base import EXPERTS, Config, Split, integer, interleave_heads, layer_count
+from subbyte.arch.base import (
+    EXPERTS,
+    Config,
+    Split,
+    integer,
+    interleave_heads,
+    layer_count,
+    rope_parameters,
+    rope_type,
+)
 from subbyte.convert.mix import Model
 from subbyte.convert.recipe import Recipe, computed
 from subbyte.convert.rows import ByteRange, Mxfp4, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor, Stacked
@@ -24,6 +33,7 @@ from subbyte.io import load_json, same_file
 from subbyte.io.gguf import GgufFile, GgufValue
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.jsonfile import read_object, read_object_if_there
+from subbyte.paths import utf8
 from subbyte.tokenizer import tokenizer_keys
 
 
@@ -99,9 +109,9 @@ def _checkpoint(path: Path, pre: str | None) -> Source:
         raise FormatError("no config.json: not a Hugging Face checkpoint", file=folder)
     config = read_object(folder / "config.json")
     quantization = config.get("quantization_config")
-    method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else None
-    if method not in (None, "mxfp4"):
-        raise UnsupportedError(f"a checkpoint quantized with '{method}' cannot be converted (yet)", file=folder)
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if quantization and method != "mxfp4":
+        raise UnsupportedError(f"a checkpoint quantized with {method!r} cannot be converted (yet)", file=folder)
     try:
         arch, filled = find_architecture(config)
         return _from_checkpoint(path, folder, arch, {**filled, **_pooling(folder)}, pre)
@@ -160,9 +170,17 @@ def _from_checkpoint(path: Path, folder: Path, arch: Architecture, config: Confi
     keys = source.metadata
     keys["general.architecture"] = GgufValue("str", arch.name)
     keys["general.type"] = GgufValue("str", "model")
-    keys["general.name"] = GgufValue("str", _title(folder.resolve().name))
+    keys["general.name"] = GgufValue("str", _title(utf8(folder.resolve().name)))
     keys["general.size_label"] = GgufValue("str", _size_label(source.recipes))
     keys.update(arch.keys(config))
+    scaling = rope_type(rope_parameters(config))
+    if scaling != "default" and not any(
+        name.startswith((f"{arch.name}.rope.scaling.", "rope_f")) for name in (*keys, *present)
+    ):
+        source.warnings.append(
+            f"config.json: rotary scaling '{scaling}' cannot be stored for {arch.name} and is left out: programs will "
+            "treat long texts otherwise than the original"
+        )
     keys["general.quantization_version"] = GgufValue("u32", 2)
     keys.update(arch.vocabulary(config, vocabulary.keys) if vocabulary.keys else {})
     source.model = _model(arch.name, {key: value.value for key, value in keys.items()})
@@ -423,14 +441,20 @@ def stamp(path: Path) -> list[str | int]:
 
 
 def check_target(source: Source, dst: Path) -> None:
-    """Refuse a target that would destroy its source.
+    """Refuse a target that would destroy its source, or anything but a file.
 
     Raises:
-        ArgumentError: the target is one of the source's files, or a folder.
+        ArgumentError: the target is one of the source's files, or no regular file, or its folder is none.
     """
+    above = next((folder for folder in dst.parents if os.path.lexists(folder)), None)
+    if above is not None and not os.path.isdir(above):
+        raise ArgumentError(f"cannot be written: '{above}' is not a folder", file=dst)
     if dst.is_dir():
         raise ArgumentError("a folder; expected the name of a GGUF file to write", file=dst)
-    if not dst.exists():
+    if not os.path.lexists(dst):
         return
+    if not stat.S_ISREG(dst.lstat().st_mode):
+        kind = "a symbolic link" if dst.is_symlink() else "not a regular file"
+        raise ArgumentError(f"is {kind}, which would be lost; choose another name", file=dst)
     if any(same_file(dst, path) for path in source.files):
         raise ArgumentError("is a file of the source; the source is never written, choose another name", file=dst)

@@ -36,8 +36,8 @@ def parse_type(name: str) -> str:
     Raises:
         ArgumentError: there is no such type, or it is not one for weights.
     """
-    upper = name.removeprefix("gguf.").upper()
+    upper = name.removeprefix("gguf.").upper() if isinstance(name, str) else name
     weights = [known for known, facts in TYPES.items() if facts.encodes and known not in ("Q8_1", "Q8_K", "F64")]
     if upper not in weights:
-        raise ArgumentError(f"unknown tensor type '{name}': expected one of {', '.join(weights).lower()}")
+        raise ArgumentError(f"unknown tensor type {name!r}: expected one of {', '.join(weights).lower()}")
     return upper
