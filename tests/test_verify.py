@@ -103,7 +103,9 @@ def test_types_of_one_bit_have_a_limit_too(tmp_path: Path, target: str) -> None:
         assert f"'{name}': relative error" in result.failures[0]
 
 
-def test_only_gguf_files_are_verified() -> None:
+def test_only_gguf_files_are_verified(tmp_path: Path) -> None:
+    with pytest.raises(subbyte.IoError):
+        subbyte.verify(tmp_path / "nothing.gguf")
     for path in (TINY, TINY / "model.safetensors", TINY / "config.json"):
         with pytest.raises(subbyte.UnsupportedError, match="expected a GGUF file to verify"):
             subbyte.verify(path)
@@ -157,6 +159,3 @@ def test_chunks_do_not_change_the_result(q8: Path, monkeypatch: pytest.MonkeyPat
 def test_json_has_no_infinities(q8: Path) -> None:
     text = json.dumps(subbyte.verify(q8, TINY).to_json(), allow_nan=False)
     assert json.loads(text)["ok"] is True
-
-    with pytest.raises(subbyte.IoError):
-        subbyte.verify(tmp_path / "nothing.gguf")
