@@ -59,9 +59,10 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn trunc(a: F) -> I {
         // vcvtq saturates and turns NaN into 0; x86 gives i32::MIN for both.
+        let saturated = each!(vcvtq_s32_f32, a);
         unsafe {
             let inside = Self::m_and(Self::le(Self::splat(-2_147_483_648.0), a), Self::lt(a, Self::splat(2_147_483_648.0)));
-            Self::iselect(inside, each!(vcvtq_s32_f32, a), Self::isplat(i32::MIN))
+            Self::iselect(inside, saturated, Self::isplat(i32::MIN))
         }
     }
     #[inline(always)] unsafe fn bits(a: F) -> I { each!(vreinterpretq_s32_f32, a) }
