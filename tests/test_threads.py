@@ -60,8 +60,7 @@ def test_level_can_only_be_lowered(level, run_python):
     [
         ("SUBBYTE_SIMD", "sse9", "no such level"),
         ("SUBBYTE_SIMD", next((n for n, runs in _native.levels() if not runs), ""), "cannot run"),
-        ("SUBBYTE_NUM_THREADS", "many", "positive number"),
-        ("SUBBYTE_NUM_THREADS", "0", "positive number"),
+        *(("SUBBYTE_NUM_THREADS", value, "from 1 to 1024") for value in ("many", "0", "20000", "9" * 30)),
     ],
 )
 def test_variables_without_effect_are_warned_about_once(variable, value, why, run_python):
