@@ -464,3 +464,20 @@ def test_the_pre_tokenizer_can_be_named(tmp_path: Path) -> None:
     assert (tmp_path / "out.gguf").read_bytes() == (CONVERT / "tiny-qwen2-f16.gguf").read_bytes()
     report = subbyte.convert(CONVERT / "tiny-qwen2", tmp_path / "o.gguf", to="gguf.f16", pre="no-such-rule")
     assert any("no-such-rule" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["convert/tiny-llama-q8_0.gguf", "convert/tiny-gptoss.gguf", "convert/tiny-bert-f16.gguf",
+     "quantized/tiny-llama.Q4_K_M.gguf", "quantized/tiny-llama.IQ4_NL-imdat.gguf"],
+)  # fmt: skip
+def test_a_gguf_file_without_another_type_is_copied(tmp_path: Path, file: str) -> None:
+    report = subbyte.convert(GOLDEN / file, tmp_path / "out.gguf", to="gguf")
+    assert (tmp_path / "out.gguf").read_bytes() == (GOLDEN / file).read_bytes()
+    assert {row.kind for row in report.tensors} == {"exact"}
+
+
+def test_shifted_norms_are_reported_as_rounded() -> None:
+    kinds = {tensor.name: tensor.kind for tensor in make_plan(CONVERT / "tiny-gemma2", "gguf.bf16").tensors}
+    assert kinds["blk.0.attn_norm.weight"] == "rounded"
+    assert kinds["blk.0.attn_q.weight"] == "exact"

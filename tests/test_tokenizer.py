@@ -18,7 +18,7 @@ import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
 from subbyte.io.gguf import GgufFile
 from subbyte.tokenizer import tokenizer_keys
-from subbyte.tokenizer.pretokenizer import expression_lists, pre_tokenizer_name
+from subbyte.tokenizer.pretokenizer import expression_lists, pre_tokenizer_name, pre_tokenizers
 from subbyte.tokenizer.sentencepiece import parse_model, read_model
 
 (GPT2,), (LLAMA3,) = expression_lists()["GPT2"], expression_lists()["LLAMA3"]
@@ -338,3 +338,97 @@ def test_any_json_gives_a_vocabulary_or_our_error(tokenizer: dict) -> None:
         whole = tokenizer if "model" in tokenizer else bpe(**tokenizer)
         (Path(folder) / "tokenizer.json").write_text(json.dumps(whole))
         assert tokenizer_keys(Path(folder), {"vocab_size": 8}).size in (0, 8)
+
+
+def pre_tokenizer(name: str) -> dict:
+    """The ``pre_tokenizer`` that the list of a name stands for."""
+    steps = [{"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated"}
+             for step in pre_tokenizers()[name].expressions]  # fmt: skip
+    return {"type": "Sequence", "pretokenizers": [*steps, {"type": "ByteLevel", "use_regex": False}]}
+
+
+NOT_BYTE_LEVEL = {"LINES", "WHITESPACE", "AFMOE", "GRANITE_EMB_MULTI", "TEKKEN", "GPT4O"}
+
+
+def test_every_list_is_found_again() -> None:
+    named = {name for name, rule in pre_tokenizers().items() if rule.expressions}
+    lists = {rule: key for key, rule in expression_lists().items()}
+    found = {}
+    for name in sorted(named):
+        rule = pre_tokenizers()[name]
+        if lists[rule.expressions] in NOT_BYTE_LEVEL:
+            continue
+        tokenizer = {"pre_tokenizer": pre_tokenizer(name), "model": {"ignore_merges": rule.ignores_merges}}
+        got = pre_tokenizer_name(tokenizer, {"clean_up_tokenization_spaces": rule.cleans_spaces})
+        assert got is not None, name
+        assert pre_tokenizers()[got].expressions == rule.expressions
+        found[name] = got
+    for name in ("gpt-2", "starcoder", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "qwen35", "tekken", "gpt-4o",
+                 "deepseek-v3", "deepseek-llm", "deepseek-coder", "falcon", "bloom", "viking", "superbpe", "default",
+                 "tiny_aya", "youtu", "minicpm5", "chameleon", "jais-2", "exaone-moe", "seed-coder"):  # fmt: skip
+        assert found[name] == name
+    assert len(found) > 60
+
+
+def test_structures_that_are_written_in_other_ways() -> None:
+    byte_level = {"type": "ByteLevel", "use_regex": True}
+
+    def name(*steps: dict, processor: dict | None = None) -> str | None:
+        structure = {"type": "Sequence", "pretokenizers": list(steps)}
+        return pre_tokenizer_name({"pre_tokenizer": structure, "post_processor": processor, "model": {}}, {})
+
+    def split(regex: str) -> dict:
+        return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}
+
+    insensitive = LLAMA3.replace(
+        "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    )
+    assert insensitive != LLAMA3
+    assert name(split(insensitive.replace(r"\r", "\r").replace(r"\n", "\n"))) == "smaug-bpe"
+    assert name(split(GPT2 + r"|\s+")) == "gpt-2"
+    assert name(byte_level, processor={"type": "RobertaProcessing"}) == "roberta-bpe"
+    punctuation = {"type": "Punctuation", "behavior": "Contiguous"}
+    digits = {"type": "Digits", "individual_digits": False}
+    assert name(punctuation, byte_level, digits, split("[0-9][0-9][0-9]")) == "falcon"
+    llm = [split(step) for step in expression_lists()["DEEPSEEK_LLM"][:-1]]
+    assert name(*llm, {"type": "Digits", "individual_digits": True}) == "deepseek-llm"
+    assert name(punctuation, byte_level) is None
+    assert name({"type": "Metaspace"}) is None
+
+
+def test_what_a_name_implies_and_the_tokenizer_does_not_is_warned_about(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": [], "ignore_merges": True}
+    body = {"model": model, "pre_tokenizer": pre_tokenizer("qwen2")}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+    assert any("ignore_merges is true" in warning for warning in tokenizer_keys(tmp_path, {}).warnings)
+    body["pre_tokenizer"] = pre_tokenizer("tekken")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+    got = tokenizer_keys(tmp_path, {})
+    assert got.warnings == []
+    assert got.keys["tokenizer.ggml.add_bos_token"].value is False
+
+
+def test_wordpiece(tmp_path: Path) -> None:
+    body = {
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"[UNK]": 0, "[CLS]": 1, "un": 2, "##do": 3}},
+        "added_tokens": [
+            {"id": 0, "content": "[UNK]", "special": True},
+            {"id": 1, "content": "[CLS]", "special": True},
+        ],
+        "normalizer": {"type": "BertNormalizer", "lowercase": False, "strip_accents": True},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"cls_token": "[CLS]", "unk_token": "[UNK]"}))
+    keys = {
+        key.removeprefix("tokenizer.ggml."): value.value for key, value in tokenizer_keys(tmp_path, {}).keys.items()
+    }
+    assert keys["model"] == "bert"
+    assert keys["tokens"] == ["[UNK]", "[CLS]", "\u2581un", "do"]
+    assert keys["token_type"] == [3, 3, 1, 1]
+    assert (keys["normalizer.lowercase"], keys["normalizer.strip_accents"]) == (False, True)
+    assert (keys["bos_token_id"], keys["unknown_token_id"]) == (1, 0)
+    assert "scores" not in keys
+    body["model"]["type"] = "Unigram"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+    with pytest.raises(subbyte.UnsupportedError, match="Unigram"):
+        tokenizer_keys(tmp_path, {})

@@ -21,7 +21,7 @@ from subbyte.convert.report import Report, Row
 from subbyte.convert.rows import Assembled, Decoded, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor
 from subbyte.convert.source import stored_tensor
 from subbyte.convert.types import FLOATS, nbytes, quantized
-from subbyte.convert.values import encode, kind
+from subbyte.convert.values import encode
 from subbyte.errors import ArgumentError, Error, FormatError, IoError, UnsupportedError
 from subbyte.io.gguf import GgufFile
 from subbyte.io.safetensors import SafetensorsWriter
@@ -428,7 +428,7 @@ def _write_shard(
             done += written
             rows.append(
                 Row(recipe.name, recipe.shape, recipe.type, plan.type, recipe.source_nbytes, written,
-                    8 * written / recipe.elements if recipe.elements else 0.0, kind(recipe.type, plan.type),
+                    8 * written / recipe.elements if recipe.elements else 0.0, recipe.kind(plan.type),
                     time.perf_counter() - begin)
             )  # fmt: skip
     return done

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from subbyte._native import FilePlan
 from subbyte.convert.mix import (
+    FILE_TYPES,
     FileType,
     MixOptions,
     choose_types,
@@ -29,7 +30,7 @@ from subbyte.convert.mix import (
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.source import Source, open_source, stamp
 from subbyte.convert.types import FLOATS, nbytes, parse_type, quantized
-from subbyte.convert.values import Importance, kind
+from subbyte.convert.values import Importance
 from subbyte.errors import ArgumentError, Error, UnsupportedError
 from subbyte.formats import PLANNED
 from subbyte.ggml import TYPES
@@ -138,11 +139,14 @@ def make_plan(
     source.warnings += _idle_rules(source, options)
     if strict and source.warnings:
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
-    target = file_type(target_name or _own_type(source))
+    copied = source.format == "gguf" and not target_name and not options.asks
+    target = _noted_type(source) if copied else file_type(target_name or _own_type(source))
     # A checkpoint becomes a float or Q8_0 file in one step of the original converter; every other file is what the
     # original quantizer makes of a file that holds the checkpoint exactly.
-    direct = source.format == "safetensors" and target.name in (*FLOATS, "Q8_0")
-    if not direct:
+    direct = copied or (source.format == "safetensors" and target.name in (*FLOATS, "Q8_0"))
+    if copied:
+        chosen = {recipe.name: recipe.type for recipe in source.recipes}
+    elif not direct:
         chosen = _mixed_types(source, target, options, data)
     else:
         chosen = _converter_types(source, target if target_name else None, options)
@@ -154,7 +158,7 @@ def make_plan(
             recipe,
             chosen[name],
             _shape(recipe.shape, keep=direct),
-            kind(recipe.type, chosen[name]),
+            recipe.kind(chosen[name]),
             _importance(recipe, chosen[name], data),
         )
         for name, recipe in ((name, recipes[name]) for name in chosen)
@@ -167,7 +171,7 @@ def make_plan(
             f"{', …' if len(again) > 5 else ''}); convert the original, or allow it with lossy",
             file=src,
         )
-    metadata = _metadata(source, target, direct)
+    metadata = dict(source.metadata) if copied else _metadata(source, target, direct)
     if data is not None and not direct:
         metadata |= _imatrix_keys(data, os.fspath(imatrix or ""))
     layout = plan_gguf(metadata, [(tensor.name, tensor.type, tensor.shape) for tensor in tensors])
@@ -196,6 +200,13 @@ def _target_name(to: str) -> str:
     if family != "gguf" or (dot and not name):
         raise unknown_target(to)
     return name
+
+
+def _noted_type(source: Source) -> FileType:
+    """The file type that a GGUF source's metadata tell; F32 where they tell none that is known."""
+    noted = source.metadata.get("general.file_type")
+    number = None if noted is None else noted.value
+    return next((known for known in FILE_TYPES.values() if known.number == number), file_type("F32"))
 
 
 def _own_type(source: Source) -> str:

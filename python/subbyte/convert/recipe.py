@@ -8,8 +8,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte.convert.rows import ByteRange, Rows, SourceTensor
+from subbyte.convert.rows import ByteRange, Rows, Shifted, SourceTensor
 from subbyte.convert.types import Raw
+from subbyte.convert.values import kind
 from subbyte.errors import Error, FormatError
 
 __all__ = ["ByteRange", "Raw", "Recipe", "computed"]
@@ -57,6 +58,12 @@ class Recipe:
     def source_nbytes(self) -> int:
         """Bytes in the source."""
         return self.rows * self.content.row_bytes
+
+    def kind(self, target: str) -> str:
+        """What happens to the values in type ``target`` (:func:`~subbyte.convert.values.kind`)."""
+        found = kind(self.type, target)
+        shifted = isinstance(self.content, Shifted) and found in ("exact", "exact-value")
+        return "rounded" if shifted else found  # the sum has at most 24 significant bits
 
     @property
     def ranges(self) -> list[ByteRange]:

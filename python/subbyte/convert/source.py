@@ -45,7 +45,7 @@ class Source:
         path: what the user named.
         format: ``"safetensors"`` or ``"gguf"``.
         recipes: the tensors of the target, in the order of the source.
-        metadata: keys of the target; ``general.file_type`` and ``general.quantization_version`` are set by the plan.
+        metadata: keys of the target; those that tell the file type are set by the plan.
         model: hyper-parameters for the mixes.
         unknown: tensors the architecture does not have.
         left_out: tensors that are not stored, with the reason.
@@ -377,9 +377,6 @@ def _size_label(recipes: Sequence[Recipe]) -> str:
     raise AssertionError("the last suffix always applies")
 
 
-_REPLACED = ("general.alignment", "general.quantization_version", "general.file_type")
-
-
 def _gguf(path: Path) -> Source:
     file = GgufFile(path, mmap=False)
     arch = file.metadata.get("general.architecture")
@@ -389,7 +386,7 @@ def _gguf(path: Path) -> Source:
     metadata = {
         key: GgufValue(file.metadata_types[key], value)
         for key, value in file.metadata.items()
-        if key not in _REPLACED and not key.startswith("split.")
+        if key != "general.alignment" and not key.startswith("split.")
     }
     recipes = []
     for name, tensor in file.items():
