@@ -246,7 +246,7 @@ def test_a_source_that_cannot_be_converted_leaves_nothing(tmp_path: Path, monkey
     tensors["lm_head.weight"][30, 5] = np.nan
     source, out = checkpoint(tmp_path / "model", tensors), tmp_path / "out"
     for target in ("gguf.q8_0", "gguf.f32", "gguf.bf16"):
-        with pytest.raises(subbyte.NonFiniteError, match=r"'output\.weight': row 30, column 5"):
+        with pytest.raises(subbyte.NonFiniteError, match=r"'lm_head\.weight': row 30, column 5"):
             subbyte.convert(source, out / "out.gguf", to=target)
         assert names(out) == []
 

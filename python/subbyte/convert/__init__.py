@@ -95,7 +95,7 @@ def convert(
         ArgumentError: options that contradict each other or the model; a target type that needs importance data.
         UnsupportedError: an architecture, source format or target that cannot be converted (yet).
         FormatError, CorruptError: the source is damaged.
-        NonFiniteError: a value or a scale is not finite; names tensor, row and column.
+        NonFiniteError: a value or a scale is not finite; names tensor, row and column of the source.
         BusyError: another run writes to ``dst``.
         CancelledError: ``cancel`` asked to stop.
         IoError: reading or writing failed.

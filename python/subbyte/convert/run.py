@@ -96,7 +96,7 @@ def run(
 
     Raises:
         ArgumentError: an unfinished file of another conversion is there, and ``fresh`` is not set.
-        NonFiniteError: a value or a scale is not finite; names tensor, row and column.
+        NonFiniteError: a value or a scale is not finite; names tensor, row and column of the source.
         CancelledError: ``cancel`` asked to stop.
         IoError: reading or writing failed.
         Error: there is too little space, or the source is damaged.
