@@ -1,8 +1,8 @@
 """Arrays in and out: what callers pass becomes contiguous NumPy memory, and results are allocated aligned.
 
-Accepted are NumPy arrays (strided and read-only ones included), anything with the buffer protocol, and anything with
-DLPack in host memory (a bfloat16 torch tensor too; torch is not imported). bfloat16 and float8 elements are `ml_dtypes`
-arrays where that package is installed, and raw ``uint16`` bits (bfloat16) otherwise.
+Accepted are NumPy arrays (strided, unaligned and read-only ones included; masked ones not), anything with the buffer
+protocol, and anything with DLPack in host memory (a bfloat16 torch tensor too; torch is not imported). bfloat16 and
+float8 elements are `ml_dtypes` arrays where that package is installed, and raw ``uint16`` bits (bfloat16) otherwise.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from subbyte import _native
-from subbyte.errors import ArgumentError, UnsupportedError
+from subbyte.errors import ArgumentError, NonFiniteError, UnsupportedError
 
 Array = npt.NDArray[Any]
 
@@ -65,8 +65,8 @@ def dtype_name(dtype: Any) -> str:
     name = dtype
     if not isinstance(dtype, str):
         try:
-            name = np.dtype(dtype).name
-        except TypeError:
+            name = None if dtype is None else np.dtype(dtype).name  # NumPy takes None for float64
+        except (TypeError, ValueError):
             name = str(dtype).removeprefix("torch.")
     if name not in FLOAT_DTYPES:
         raise ArgumentError(f"dtype {dtype!r}: expected one of {', '.join(FLOAT_DTYPES)}")
@@ -84,8 +84,10 @@ def load(array: Any) -> tuple[Array, str]:
     """``array`` as a NumPy view (a copy only where there is no other way) and the name of its element type.
 
     Raises:
-        ArgumentError: it is no array, holds Python objects, or lies in the memory of a GPU.
+        ArgumentError: it is no array, is masked, holds Python objects, or lies in the memory of a GPU.
     """
+    if isinstance(array, np.ndarray) and hasattr(array, "mask"):
+        raise ArgumentError("a masked array: masks cannot be stored, pass array.filled(value)")
     if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__"):
         return _load_dlpack(array)
     try:
@@ -119,29 +121,62 @@ def _load_dlpack(array: Any) -> tuple[Array, str]:
     return bits.view(name), name
 
 
-def load_floats(array: Any) -> Floats:
+def load_floats(array: Any, what: str = "the array") -> Floats:
     """``array`` as values to encode. float64 is rounded to float32 once; float8 is widened exactly.
 
     Raises:
         ArgumentError: integers, booleans or complex numbers, and what `load` refuses.
+        NonFiniteError: a finite value that float32 cannot hold.
         UnsupportedError: float8 without `ml_dtypes`.
     """
     a, name = load(array)
     if name in ("float32", "float16"):
-        return Floats(np.ascontiguousarray(a).reshape(a.shape), name)
+        return Floats(np.require(a, requirements=("C", "A")), name)
     if name == "bfloat16":
-        return Floats(np.ascontiguousarray(a).view(np.uint16).reshape(a.shape), name)
+        return Floats(np.require(a, requirements=("C", "A")).view(np.uint16), name)
     if name in ("float64", "longdouble", "float128"):
-        with np.errstate(over="ignore"):  # what overflows is refused with its place by the encoder
-            return Floats(a.astype(np.float32, order="C"), "float32")
+        return Floats(_narrowed(a, what), "float32")
     if name.startswith("float"):
         if small_float(name) is None:
             raise UnsupportedError(f"{name} needs the package ml_dtypes: install it, or pass float32")
         return Floats(a.astype(np.float32, order="C"), "float32")
+    bits = "; if they are the bits of bfloat16, pass array.view(ml_dtypes.bfloat16)" if name == "uint16" else ""
     raise ArgumentError(
-        f"an array of {name}: expected floats. If these integers are the values, pass array.astype(numpy.float32); "
-        "if they are the bits of bfloat16, pass array.view(ml_dtypes.bfloat16)"
+        f"{what} holds {name}: expected floats. If these are the values, pass array.astype(numpy.float32){bits}"
     )
+
+
+def _narrowed(a: Array, what: str) -> Array:
+    """``a`` rounded to float32. NaN and infinity stay, for the encoder to say where they are."""
+    try:
+        with np.errstate(over="raise", invalid="ignore"):
+            return a.astype(np.float32, order="C")
+    except FloatingPointError:
+        with np.errstate(over="ignore", invalid="ignore"):
+            lost = np.isinf(a.astype(np.float32)) & np.isfinite(a)
+        row, column = first_place(lost)
+        value = a.reshape(-1)[np.argmax(lost)]
+        message = f"{what} holds {value}, too large for float32, through which {a.dtype} is encoded"
+        raise NonFiniteError(message, row=row, column=column) from None
+
+
+def first_place(found: Array) -> tuple[int, int]:
+    """Row and column of the first element that is true."""
+    row, column = divmod(int(np.argmax(found)), found.shape[-1] if found.ndim else 1)
+    return row, column
+
+
+def get_plane(planes: Any, name: str) -> Any:
+    """The plane ``name`` of ``planes``, as it was given.
+
+    Raises:
+        ArgumentError: there is no such plane.
+    """
+    try:
+        return planes[name]
+    except (KeyError, TypeError, IndexError, ValueError) as e:
+        found = ", ".join(map(repr, planes)) if hasattr(planes, "keys") else type(planes).__name__
+        raise ArgumentError(f"plane '{name}' is missing: found {found or 'none'}") from e
 
 
 def load_plane(planes: Any, name: str) -> Array:
@@ -150,12 +185,7 @@ def load_plane(planes: Any, name: str) -> Array:
     Raises:
         ArgumentError: there is no such plane, or it does not hold bytes.
     """
-    try:
-        plane = planes[name]
-    except (KeyError, TypeError, IndexError) as e:
-        found = ", ".join(map(repr, planes)) if hasattr(planes, "keys") else type(planes).__name__
-        raise ArgumentError(f"plane '{name}' is missing: found {found or 'none'}") from e
-    a, found = load(plane)
+    a, found = load(get_plane(planes, name))
     if found != "uint8":
         raise ArgumentError(f"plane '{name}' holds {found}: expected uint8, the bytes of the blocks")
     return a
@@ -179,7 +209,8 @@ def destination(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: st
     """``out`` as a NumPy array to write into, or a new one where it is None.
 
     Raises:
-        ArgumentError: ``out`` has another shape or element type, is strided or read-only, or cannot be shared.
+        ArgumentError: ``out`` has another shape or element type, is strided, unaligned or read-only, or cannot be
+            shared.
     """
     if out is None:
         return empty(shape, dtype)
@@ -192,6 +223,16 @@ def destination(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: st
         raise ArgumentError(f"{what} holds {name}: expected {dtype.name}")
     if a.shape != shape:
         raise ArgumentError(f"{what} has shape {a.shape}: expected {shape}")
-    if not a.flags.c_contiguous or not a.flags.writeable:
-        raise ArgumentError(f"{what} must be C-contiguous and writable")
+    if not a.flags.carray:
+        raise ArgumentError(f"{what} must be C-contiguous, aligned to its elements and writable")
     return a
+
+
+def check_separate(source: Array, result: Array) -> None:
+    """Refuses a result that lies in the memory of its source, as the native functions do.
+
+    Raises:
+        ArgumentError: they share memory.
+    """
+    if np.may_share_memory(source, result):
+        raise ArgumentError("source and destination share memory: pass a separate destination")

@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from subbyte import arrays
+from subbyte import arguments, arrays
 from subbyte.arrays import Array
 from subbyte.codec import get_codec
-from subbyte.errors import Error, FormatError, IoError, UnsupportedError
+from subbyte.errors import ArgumentError, Error, FormatError, IoError, UnsupportedError
 from subbyte.ggml import PLANE
 from subbyte.io.gguf import GgufFile
 from subbyte.io.safetensors import SafetensorsFile
@@ -60,10 +60,19 @@ class Weight:
         try:
             if self._codec is None:
                 return self._convert(arrays.dtype_name(dtype), rows, out)
+            if len(self.shape) == 1 and arguments.row_range(rows) != slice(None):
+                return self._part(arrays.dtype_name(dtype), rows, out)
             return get_codec(self._codec).decode({PLANE: self._read()}, out=out, rows=rows, dtype=dtype)
         except Error as e:
             e.file, e.tensor = e.file or self.file, e.tensor or self.name
             raise
+
+    def _part(self, name: str, rows: slice, out: Array | None) -> Array:
+        """Elements of a vector, which is a single row to its codec."""
+        values = self.decode(name)[rows]
+        result = arrays.destination(out, values.shape, values.dtype)
+        result.view(values.dtype)[...] = values
+        return result
 
     def _convert(self, name: str, rows: slice, out: Array | None) -> Array:
         values = self._read()
@@ -73,14 +82,17 @@ class Weight:
             raise UnsupportedError(f"{self.format} elements are complex numbers: read them with subbyte.io")
         if self.format == "bf16" and values.dtype == np.uint16:
             values = arrays.Floats(values, "bfloat16").to_float32()
-        if rows != slice(None):
+        if arguments.row_range(rows) != slice(None):
+            if not self.shape:
+                raise ArgumentError("a scalar has no rows")
             values = values[rows]
         wanted = arrays.result_dtype(name)
         result = arrays.destination(out, values.shape, wanted)
-        if wanted.itemsize == 2:
-            plane = arrays.as_bytes(values.astype(np.float32, order="C"))
-            values = get_codec("gguf.f32").decode({PLANE: plane}, dtype=name).reshape(values.shape)
-        result.view(wanted)[...] = values
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite where too large; signalling NaN becomes quiet
+            if wanted.itemsize == 2:
+                plane = arrays.as_bytes(values.astype(np.float32, order="C"))
+                values = get_codec("gguf.f32").decode({PLANE: plane}, dtype=name).reshape(values.shape)
+            result.view(wanted)[...] = values
         return result
 
 

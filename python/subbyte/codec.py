@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from subbyte.arguments import text
 from subbyte.arrays import Array
 from subbyte.errors import ArgumentError, PluginError
 
@@ -131,7 +132,7 @@ def get_codec(id: str) -> Codec:
         ArgumentError: there is none.
         PluginError: it comes from another distribution and cannot be loaded, or two distributions claim the id.
     """
-    found = _builtin().get(id) or _registered.get(id)
+    found = _builtin().get(text(id, "the codec id")) or _registered.get(id)
     if found is not None:
         return found
     with _lock:

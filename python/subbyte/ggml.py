@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subbyte import _native, arrays, environment
+from subbyte import _native, arguments, arrays, environment
 from subbyte.arrays import Array
 from subbyte.codec import Codec, Encoded
 from subbyte.errors import ArgumentError, NonFiniteError, UnsupportedError
@@ -72,7 +72,7 @@ class GgmlCodec:
 
     def bits_per_weight(self, shape: Sequence[int]) -> float:
         """Bits per element; of a block where the array is empty."""
-        elements = prod(shape)
+        elements = prod(_at_least_1d(shape))
         return self.nbytes(shape) * 8 / elements if elements else self.type.block_bytes * 8 / self.type.block
 
     def encode(self, array: Any, *, importance: Any = None, out: Mapping[str, Array] | None = None) -> Encoded:
@@ -85,7 +85,7 @@ class GgmlCodec:
         source = arrays.load_floats(array)
         *rows, columns = _at_least_1d(source.data.shape)
         shape = (*rows, self.type.row_bytes(columns))
-        plane = arrays.destination(None if out is None else out[PLANE], shape, np.dtype(np.uint8), f"plane '{PLANE}'")
+        plane = _plane(out, shape)
         weights, groups = self._importance(importance, source.data.shape)
         _native.encode(self.type.name, source.bytes, source.dtype, columns, groups, weights, arrays.as_bytes(plane))
         return Encoded({PLANE: plane}, config=self.config(), shape=source.data.shape)
@@ -94,7 +94,7 @@ class GgmlCodec:
         """The weights as bytes of float32, and the number of groups of rows that have their own."""
         if importance is None or self.type.importance == "ignored":
             return None, 1
-        loaded = arrays.load_floats(importance)
+        loaded = arrays.load_floats(importance, "importance")
         if loaded.data.shape not in ((shape[-1],), (*shape[:-2], shape[-1])):
             per_matrix = f" or {(*shape[:-2], shape[-1])}" if len(shape) > 2 else ""
             raise ArgumentError(
@@ -122,7 +122,9 @@ class GgmlCodec:
         blocks, shape = self._blocks(encoded, rows)
         result = arrays.destination(out, shape, arrays.result_dtype(name))
         if name == "float64":
-            result[...] = self._decode_wide(blocks, shape)
+            arrays.check_separate(blocks, result)
+            with np.errstate(invalid="ignore"):  # signalling NaN becomes quiet
+                result[...] = self._decode_wide(blocks, shape)
         else:
             _native.decode(self.type.name, arrays.as_bytes(blocks), shape[-1], name, arrays.as_bytes(result))
         return result
@@ -134,6 +136,9 @@ class GgmlCodec:
 
     def _blocks(self, encoded: Mapping[str, Array], rows: slice) -> tuple[Array, tuple[int, ...]]:
         """The contiguous blocks of the rows, and the shape that they decode to."""
+        if isinstance(encoded, Encoded) and encoded.config.get("id", self.id) != self.id:
+            raise ArgumentError(f"this was encoded as {encoded.config['id']}: it cannot be decoded as {self.id}")
+        rows = arguments.row_range(rows)
         plane = arrays.load_plane(encoded, PLANE)
         *lead, row_bytes = _at_least_1d(plane.shape)
         if row_bytes % self.type.block_bytes:
@@ -160,11 +165,11 @@ class _F64Codec(GgmlCodec):
             return super().encode(array, importance=importance, out=out)
         finite = np.isfinite(loaded)
         if not finite.all():
-            *lead, column = (int(i) for i in np.argwhere(~finite)[0])
-            row = int(np.ravel_multi_index(lead, loaded.shape[:-1])) if lead else 0
+            row, column = arrays.first_place(~finite)
             raise NonFiniteError("only finite values can be encoded", row=row, column=column)
         shape = (*loaded.shape[:-1], self.type.row_bytes(_at_least_1d(loaded.shape)[-1]))
-        plane = arrays.destination(None if out is None else out[PLANE], shape, np.dtype(np.uint8), f"plane '{PLANE}'")
+        plane = _plane(out, shape)
+        arrays.check_separate(loaded, plane)
         plane.view("<f8")[...] = loaded
         return Encoded({PLANE: plane}, config=self.config(), shape=loaded.shape)
 
@@ -172,10 +177,17 @@ class _F64Codec(GgmlCodec):
         return blocks.view("<f8").reshape(shape)
 
 
+def _plane(out: Mapping[str, Array] | None, shape: tuple[int, ...]) -> Array:
+    """The plane to encode into."""
+    given = None if out is None else arrays.get_plane(out, PLANE)
+    return arrays.destination(given, shape, np.dtype(np.uint8), f"plane '{PLANE}'")
+
+
 def _at_least_1d(shape: Sequence[int]) -> tuple[int, ...]:
-    if not shape:
+    dims = arguments.dimensions(shape)
+    if not dims:
         raise ArgumentError("a scalar has no rows to store in blocks: pass an array of one dimension or more")
-    return tuple(shape)
+    return dims
 
 
 #: The codec of every type that floats can be encoded to.

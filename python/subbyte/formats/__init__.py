@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from subbyte.arguments import text
 from subbyte.arrays import Array
 from subbyte.codec import Codec, Encoded, get_codec
 from subbyte.errors import UnsupportedError
@@ -60,7 +61,7 @@ def get_format(id: str) -> Format:
         ArgumentError: there is none.
         UnsupportedError: it is planned, or a ggml type that was removed or is not made of floats.
     """
-    if id in PLANNED:
+    if text(id, "the format id") in PLANNED:
         raise UnsupportedError(f"format '{id}' is not supported yet: subbyte.list_formats() lists what is")
     family, _, variant = id.partition(".")
     if family == "gguf" and variant in _REMOVED_GGML:

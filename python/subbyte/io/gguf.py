@@ -16,10 +16,11 @@ from typing import Any, Self, overload
 import numpy as np
 import numpy.typing as npt
 
-from subbyte import _native
-from subbyte.arrays import Array, small_float
+from subbyte import _native, arguments
+from subbyte.arrays import Array, load, small_float
 from subbyte.errors import ArgumentError, UnsupportedError
-from subbyte.io.source import PlannedWriter, to_bytes, typed, view
+from subbyte.io.source import PlannedWriter, planned, to_bytes, typed, view
+from subbyte.paths import checked_path
 
 __all__ = ["GgufFile", "GgufTensor", "GgufValue", "GgufWriter", "StringArray", "gguf_nbytes", "write_gguf"]
 
@@ -193,7 +194,7 @@ class GgufFile(Mapping[str, GgufTensor]):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, mmap: bool = True) -> None:
-        reader = _native.GgufReader(os.fspath(path), mmap)
+        reader = _native.GgufReader(os.fspath(checked_path(path)), mmap)
         self._reader: _native.GgufReader | None = reader
         self._version, big, self._alignment = reader.facts()
         self._byte_order = "big" if big else "little"
@@ -262,12 +263,13 @@ class GgufFile(Mapping[str, GgufTensor]):
 
         Raises:
             KeyError: no such tensor.
-            ArgumentError: the tensor has fewer bytes.
+            ArgumentError: the tensor has fewer bytes, or the file is closed.
             CorruptError: the file shrank.
         """
         shard, index, _ = self._places[name]
         if self._reader is None:
-            raise ValueError("the file is closed")
+            raise ArgumentError("the file is closed", file=self._tensors[name].path, tensor=name)
+        start, count = arguments.integer(start, "start"), arguments.integer(count, "count")
         return view(self._reader.raw(shard, index, start, count))
 
     def array(self, name: str) -> Array:
@@ -335,8 +337,9 @@ class GgufWriter(PlannedWriter):
         *,
         alignment: int | None = None,
     ) -> None:
-        types = {name: kind.upper() for name, kind, _ in tensors}
-        super().__init__(path, plan_gguf(metadata, tensors, alignment=alignment), types, _fitting)
+        plan = planned(tensors)
+        types = {name: kind.upper() for name, kind, _ in plan}
+        super().__init__(path, plan_gguf(metadata, plan, alignment=alignment), types, _fitting)
 
 
 def plan_gguf(
@@ -346,9 +349,8 @@ def plan_gguf(
     builder = _native.GgufBuilder()
     for key, value in metadata.items():
         _add(builder, key, value)
-    return builder.finish(
-        [(name, kind, [int(dim) for dim in reversed(shape)]) for name, kind, shape in tensors], alignment
-    )
+    plan = [(name, kind, shape[::-1]) for name, kind, shape in planned(tensors)]
+    return builder.finish(plan, None if alignment is None else arguments.integer(alignment, "the alignment"))
 
 
 def gguf_nbytes(
@@ -377,9 +379,14 @@ def write_gguf(
     plan = []
     data: dict[str, Array] = {}
     for name, entry in tensors.items():
-        kind, array = entry if isinstance(entry, tuple) else (_type_of(name, entry), entry)
-        array = np.asarray(array)
-        shape = _raw_shape(name, kind.upper(), array) if isinstance(entry, tuple) else array.shape
+        if isinstance(entry, tuple):
+            if len(entry) != 2:
+                raise ArgumentError(f"a tuple of {len(entry)}: expected a ggml type and its blocks", tensor=name)
+            kind, array = arguments.text(entry[0], f"the type of tensor '{name}'"), load(entry[1])[0]
+            shape = _raw_shape(name, kind.upper(), array)
+        else:
+            array, _ = load(entry)
+            kind, shape = _type_of(name, array), array.shape
         plan.append((name, kind, shape))
         data[name] = array
     with GgufWriter(path, metadata, plan, alignment=alignment) as writer:
@@ -388,7 +395,7 @@ def write_gguf(
 
 
 def _type_of(name: str, array: Array) -> str:
-    dtype = np.asarray(array).dtype.newbyteorder("<")
+    dtype = array.dtype.newbyteorder("<")
     for kind in _PLAIN:
         if dtype == _plain_dtype(kind) and (kind != "BF16" or dtype != np.uint16):
             return kind
@@ -409,9 +416,10 @@ def _raw_shape(name: str, kind: str, array: Array) -> tuple[int, ...]:
 
 def _add(builder: _native.GgufBuilder, key: str, value: Any) -> None:
     """Adds a metadata entry; see `GgufWriter` for the types of plain values."""
+    arguments.text(key, "a metadata key")
     kind = None
     if isinstance(value, GgufValue):
-        kind, value = value.type, value.value
+        kind, value = arguments.text(value.type, f"the type of metadata '{key}'"), value.value
     if isinstance(value, StringArray) and kind in (None, "arr[str]"):
         builder.copy_strings(key, value._native)
         return
@@ -424,6 +432,8 @@ def _add(builder: _native.GgufBuilder, key: str, value: Any) -> None:
         builder.text(key, value)
     else:
         builder.scalar(key, kind, value.item() if isinstance(value, np.generic) else value)
+        if key == "split.count" and value > 1:
+            raise ArgumentError(f"split.count is {value}: files that stand alone are written, leave out the split keys")
 
 
 def _add_array(builder: _native.GgufBuilder, key: str, element: str, value: Any) -> None:

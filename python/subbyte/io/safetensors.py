@@ -17,10 +17,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from subbyte import _native
-from subbyte.arrays import Array, small_float
+from subbyte import _native, arguments
+from subbyte.arrays import Array, load, small_float
 from subbyte.errors import ArgumentError, CorruptError, FormatError, UnsupportedError
-from subbyte.io.source import PlannedWriter, load_json, typed, view
+from subbyte.io.source import PlannedWriter, load_json, planned, typed, view
+from subbyte.paths import checked_path
 
 __all__ = ["SafetensorsFile", "SafetensorsTensor", "SafetensorsWriter", "write_safetensors"]
 
@@ -88,7 +89,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, mmap: bool = True) -> None:
-        files, index = _resolve(Path(path))
+        files, index = _resolve(checked_path(path))
         self._paths = [os.fspath(file) for file in files]
         self._readers: list[_native.SafetensorsReader] | None = []
         self._tensors: dict[str, SafetensorsTensor] = {}
@@ -142,12 +143,13 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
 
         Raises:
             KeyError: no such tensor.
-            ArgumentError: the tensor has fewer bytes.
+            ArgumentError: the tensor has fewer bytes, or the file is closed.
             CorruptError: the file shrank.
         """
         shard, number = self._places[name]
         if self._readers is None:
-            raise ValueError("the file is closed")
+            raise ArgumentError("the file is closed", file=self._tensors[name].path, tensor=name)
+        start, count = arguments.integer(start, "start"), arguments.integer(count, "count")
         return view(self._readers[shard].raw(number, start, count))
 
     def array(self, name: str) -> Array:
@@ -276,9 +278,13 @@ class SafetensorsWriter(PlannedWriter):
         *,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        plan = [(name, dtype, [int(dim) for dim in shape]) for name, dtype, shape in tensors]
-        dtypes = {name: dtype for name, dtype, _ in tensors}
-        super().__init__(path, _native.safetensors_plan(plan, list((metadata or {}).items())), dtypes, _fitting)
+        plan = planned(tensors)
+        entries = [
+            (arguments.text(key, "a metadata key"), arguments.text(value, f"metadata '{key}'"))
+            for key, value in (metadata or {}).items()
+        ]
+        dtypes = {name: dtype for name, dtype, _ in plan}
+        super().__init__(path, _native.safetensors_plan(plan, entries), dtypes, _fitting)
 
 
 def write_safetensors(
@@ -289,7 +295,7 @@ def write_safetensors(
     Raises:
         As `SafetensorsWriter`.
     """
-    arrays = {name: np.asarray(array) for name, array in tensors.items()}
+    arrays = {name: load(array)[0] for name, array in tensors.items()}
     plan = [(name, _dtype_name(name, array), array.shape) for name, array in arrays.items()]
     with SafetensorsWriter(path, plan, metadata=metadata) as writer:
         for name, array in arrays.items():

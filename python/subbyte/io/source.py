@@ -6,16 +6,17 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from subbyte import _native
+from subbyte import _native, arguments
 from subbyte.arrays import Array, as_bytes, load
-from subbyte.errors import ArgumentError, FormatError
+from subbyte.errors import ArgumentError, Error, FormatError
+from subbyte.paths import checked_path
 
 
 def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
@@ -83,6 +84,22 @@ def to_bytes(array: Array) -> Array:
     return as_bytes(contiguous(array))
 
 
+def planned(tensors: Sequence[tuple[str, str, Sequence[int]]]) -> list[tuple[str, str, list[int]]]:
+    """Name, stored type and shape of the tensors to write.
+
+    Raises:
+        ArgumentError: an entry is none of these.
+    """
+    plan = []
+    for entry in tensors:
+        if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 3:
+            raise ArgumentError(f"{entry!r:.80} is planned: expected the name, type and shape of a tensor")
+        name = arguments.text(entry[0], "a tensor's name")
+        kind = arguments.text(entry[1], f"the type of tensor '{name}'")
+        plan.append((name, kind, list(arguments.dimensions(entry[2], f"the shape of tensor '{name}'"))))
+    return plan
+
+
 class PlannedWriter:
     """A file whose header and size are known in full; its tensors are written in any order, from any thread.
 
@@ -99,11 +116,12 @@ class PlannedWriter:
         fitting: Callable[[str], set[np.dtype[Any] | None]],
     ) -> None:
         """``types`` names the stored type of each tensor, ``fitting`` gives the element types that have its bytes."""
-        self._path = os.fspath(path)
+        self._path = os.fspath(checked_path(path))
         self._types = types
         self._fitting = fitting
         self._nbytes = plan.nbytes
         self._file = plan.create(self._path)
+        self._closed = self._discarded = False
 
     @property
     def nbytes(self) -> int:
@@ -117,16 +135,19 @@ class PlannedWriter:
             data: an array, also one with DLPack (its memory in C order and little-endian), or any contiguous buffer.
 
         Raises:
-            ArgumentError: unknown tensor, wrong element type, or more bytes than the tensor has.
+            ArgumentError: unknown tensor, wrong element type, more bytes than the tensor has, or a closed file.
             IoError: the system refused, for instance because the disk is full.
         """
         if hasattr(data, "__dlpack__") or isinstance(data, np.generic):
             array, _ = load(data)
             self._check_dtype(name, array)
             data = to_bytes(array)
-        if offset < 0:
-            raise ArgumentError(f"offset {offset} is negative", file=self._path, tensor=name)
-        self._file.write(name, data, offset)
+        else:
+            try:
+                data = memoryview(data).cast("B")
+            except TypeError as e:
+                raise ArgumentError(f"{type(data).__name__} is no contiguous buffer: {e}", tensor=name) from e
+        self._file.write(arguments.text(name, "a tensor's name"), data, arguments.integer(offset, "the offset"))
 
     def _check_dtype(self, name: str, array: Array) -> None:
         kind = self._types.get(name)
@@ -141,13 +162,21 @@ class PlannedWriter:
         """Completes the file; does nothing the second time.
 
         Raises:
-            ArgumentError: bytes are missing; the file is discarded.
+            ArgumentError: bytes are missing; the file is discarded. Or it was discarded before.
             IoError: the system refused; the file is discarded.
         """
-        self._file.commit()
+        if self._discarded:
+            raise ArgumentError("the file was discarded: nothing is left to complete", file=self._path)
+        try:
+            self._file.commit()
+        except Error:
+            self._discarded = True
+            raise
+        self._closed = True
 
     def abort(self) -> None:
         """Discards the file, unless it was closed."""
+        self._discarded = not self._closed
         self._file.abort()
 
     def __enter__(self) -> Self:
@@ -156,7 +185,7 @@ class PlannedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
+        if kind is not None:
             self.abort()
+        elif not self._discarded:
+            self.close()

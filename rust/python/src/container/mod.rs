@@ -7,7 +7,6 @@ use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -92,7 +91,7 @@ impl FileWriter {
 
     /// Runs `call` without the interpreter's lock.
     fn with<T: Send>(&self, py: Python<'_>, call: impl FnOnce(&StreamWriter) -> Result<T> + Send) -> PyResult<T> {
-        let writer = self.slot().clone().ok_or_else(|| PyValueError::new_err("the file is closed"))?;
+        let writer = self.slot().clone().ok_or_else(|| to_py(Error::argument("the file is closed")))?;
         py.detach(|| {
             let result = call(&writer);
             drop(writer);
@@ -206,7 +205,10 @@ fn part(offset: u64, nbytes: u64, start: u64, count: Option<u64>) -> Result<(u64
     let rest = nbytes.checked_sub(start);
     match (rest, count.or(rest)) {
         (Some(rest), Some(count)) if count <= rest => Ok((offset + start, count)),
-        _ => Err(Error::argument(format!("bytes from {start} were asked for, the tensor has {nbytes}"))),
+        (_, count) => {
+            let count = count.map_or(String::new(), |count| format!("{count} "));
+            Err(Error::argument(format!("{count}bytes from {start} were asked for, the tensor has {nbytes}")))
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod semantics;
 pub mod split;
 pub mod write;
 
+use std::fmt;
 use std::ops::Range;
 
 use super::{check_name, checked_bytes, round_up};
@@ -92,6 +93,17 @@ pub enum Scalar {
     Float(f64),
     /// `bool`.
     Bool(bool),
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scalar::Unsigned(v) => v.fmt(f),
+            Scalar::Signed(v) => v.fmt(f),
+            Scalar::Float(v) => fmt::Debug::fmt(v, f), // with an exponent where it is short
+            Scalar::Bool(v) => v.fmt(f),
+        }
+    }
 }
 
 /// A metadata value; strings and arrays stay in the header's bytes.

@@ -56,7 +56,7 @@ impl HeaderBuilder {
     /// # Errors
     /// [`crate::ErrorKind::Argument`] when the value does not fit the type, or the key is given twice.
     pub fn scalar(&mut self, key: &str, value_type: ValueType, value: Scalar) -> Result<()> {
-        let unfit = || Error::argument(format!("metadata '{key}': {value:?} does not fit {}", value_type.name()));
+        let unfit = || Error::argument(format!("metadata '{key}': {value} does not fit {}", value_type.name()));
         let bytes: Vec<u8> = match (value_type, value) {
             (ValueType::Bool, Scalar::Bool(v)) => vec![u8::from(v)],
             // Infinities and NaN are allowed; a finite number must stay finite.
