@@ -1,0 +1,97 @@
+"""Writes docs/formats/matrix.md from the registries: what this version reads, writes and converts.
+
+    python scripts/generate_matrix.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from subbyte.arch import ARCHITECTURES
+from subbyte.convert.mix import ALIASES, FILE_TYPES
+from subbyte.convert.types import FLOATS
+from subbyte.formats import PLANNED
+from subbyte.ggml import TYPES
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats" / "matrix.md"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def codecs() -> str:
+    """The block formats."""
+    mark = {True: "✓", False: "–"}
+    return table(
+        ["codec", "ggml id", "bits per weight", "block", "bytes", "decode", "encode", "importance"],
+        (
+            [
+                f"`gguf.{facts.name.lower()}`" if facts.encodes else facts.name,
+                str(facts.number),
+                f"{8 * facts.block_bytes / facts.block:g}",
+                str(facts.block),
+                str(facts.block_bytes),
+                mark[facts.decodes],
+                mark[facts.encodes],
+                facts.importance if facts.encodes else "–",
+            ]
+            for facts in TYPES.values()
+        ),
+    )
+
+
+def targets() -> str:
+    """What `subbyte convert --to` takes, format by format."""
+    others = {name: [alias for alias, of in ALIASES.items() if of == name] for name in FILE_TYPES}
+    rows = [
+        [f"`gguf.{t.name.lower()}`", " ".join(f"`gguf.{a.lower()}`" for a in others[name]), str(t.number), t.base]
+        for name, t in FILE_TYPES.items()
+    ]
+    return table(["target", "also called", "file type", "type of most tensors"], rows)
+
+
+def architectures() -> str:
+    """The model architectures."""
+    rows = ([f"`{arch.name}`", ", ".join(f"`{kind}`" for kind in arch.model_types)] for arch in ARCHITECTURES)
+    return table(["GGUF `general.architecture`", "Hugging Face `model_type`"], rows)
+
+
+def render() -> str:
+    """The page."""
+    return f"""# Format matrix
+
+Generated from the registries by `scripts/generate_matrix.py`.
+
+## Codecs
+
+Layouts and encoders are specified in [GGUF and the ggml tensor types](gguf.md). The integer types have no codec: they
+are stored and copied, not decoded to floats. *importance* is what the encoder does with importance weights.
+
+{codecs()}
+
+## Conversion targets: GGUF
+
+{targets()}
+
+## Conversion targets: Hugging Face
+
+{" ".join(f"`hf.{name.lower()}`" for name in FLOATS)}: safetensors of this type with config.json and the tokenizer.
+
+## Architectures
+
+{architectures()}
+
+## Planned
+
+Ids that are spoken for; `subbyte.get_codec` and `subbyte.decode` refuse them and say so.
+
+{" ".join(f"`{name}`" for name in sorted(PLANNED))}
+"""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
