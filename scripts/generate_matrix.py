@@ -1,6 +1,6 @@
 """Writes docs/formats/matrix.md from the registries: what this version reads, writes and converts.
 
-    python scripts/generate_matrix.py
+Run `python scripts/generate_matrix.py` after a change of a registry; a test compares the page.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Tries an installed subbyte where nothing but NumPy is installed beside it, and weighs what it was installed from.
+"""Tries an installed subbyte where NumPy alone is installed beside it, and weighs what it was installed from.
 
-    python scripts/smoke_test.py dist/subbyte-….whl
+Run `python scripts/smoke_test.py dist/NAME.whl`, outside of a checkout's own environment.
 """
 
 from __future__ import annotations

@@ -367,14 +367,11 @@ def write_gguf(
     *,
     alignment: int | None = None,
 ) -> None:
-    """Writes a GGUF file from arrays.
+    """Writes a GGUF file from arrays; path, metadata, alignment and errors are those of `GgufWriter`.
 
     Args:
         tensors: by name, in order: an array of a plain type, stored as it is; or a ggml type and its raw blocks,
             ``uint8`` of shape ``(…, bytes per row)``, as `GgufFile.raw` gives them.
-
-    Raises:
-        As `GgufWriter`.
     """
     plan = []
     data: dict[str, Array] = {}

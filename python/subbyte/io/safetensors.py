@@ -290,11 +290,7 @@ class SafetensorsWriter(PlannedWriter):
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file from arrays (`ml_dtypes` arrays included).
-
-    Raises:
-        As `SafetensorsWriter`.
-    """
+    """Writes a safetensors file from arrays (`ml_dtypes` arrays included); errors are those of `SafetensorsWriter`."""
     arrays = {name: load(array)[0] for name, array in tensors.items()}
     plan = [(name, _dtype_name(name, array), array.shape) for name, array in arrays.items()]
     with SafetensorsWriter(path, plan, metadata=metadata) as writer:

@@ -21,8 +21,10 @@ fuzz_target!(|input: &[u8]| {
             decode_with(kernels, ty, bytes, n, destination).expect("whole blocks decode");
         }
         // Payloads of NaN are not promised.
-        for i in (0..n).filter(|i| wide[*i].is_nan()) {
-            (wide[i], f16[i], bf16[i]) = (f32::NAN, 0x7fff, 0x7fff);
+        for i in 0..n {
+            if wide[i].is_nan() {
+                (wide[i], f16[i], bf16[i]) = (f32::NAN, 0x7fff, 0x7fff);
+            }
         }
         let wide: Vec<u32> = wide.into_iter().map(f32::to_bits).collect();
         (wide, f16, bf16)
