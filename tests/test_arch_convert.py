@@ -13,7 +13,7 @@ import pytest
 
 import subbyte
 from checkpoints import GOLDEN
-from subbyte.convert.plan import make_plan
+from subbyte.convert.planning import make_plan
 from subbyte.io.gguf import GgufFile
 from subbyte.io.safetensors import SafetensorsFile, write_safetensors
 

@@ -26,7 +26,7 @@ def test_the_examples_of_the_help_run(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "examples" / "small-llama").symlink_to(SMALL_LLAMA)
     monkeypatch.chdir(tmp_path)
     lines = [line.strip() for line in cli.parser().format_help().splitlines() if line.startswith("  subbyte ")]
-    assert len(lines) == 5
+    assert len(lines) == 7
     for line in lines:
         assert cli.main(shlex.split(line)[1:]) == 0, line
 
@@ -95,6 +95,12 @@ def test_warnings_name_the_tensor_and_can_be_refused(tmp_path: Path, capsys: pyt
         ["inspect", str(GOLDEN / "malformed" / "align_3.gguf")],
         ["verify", str(GOLDEN / "malformed" / "align_3.gguf")],
         ["verify", str(TINY)],
+        ["convert", str(TINY), "OUT"],
+        ["convert", str(TINY), "OUT", "--target-size", "big"],
+        ["convert", str(TINY), "OUT", "--target-size", "1kB"],
+        ["convert", str(TINY), "OUT", "--target-bpw", "0.5"],
+        ["convert", str(TINY), "OUT", "--to", "gguf.q4_0", "--target-bpw", "4"],
+        ["plan", str(TINY), "--plan", str(TINY / "config.json")],
     ],
 )
 def test_a_refusal_is_one_line_and_exit_code_2(
@@ -108,7 +114,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["convert", "a", "b"], ["list", "things"]])
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["convert", "a"], ["list", "things"]])
 def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)

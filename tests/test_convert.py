@@ -18,7 +18,7 @@ import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
 from subbyte.arch.base import interleave_heads
 from subbyte.convert.mix import FILE_TYPES
-from subbyte.convert.plan import make_plan
+from subbyte.convert.planning import make_plan
 from subbyte.io.gguf import GgufFile, write_gguf
 from subbyte.io.safetensors import SafetensorsFile, write_safetensors
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA
-from subbyte.convert.plan import make_plan
+from subbyte.convert.planning import make_plan
 from subbyte.imatrix import Entry, ImportanceMatrix, load_imatrix, save_imatrix
 from subbyte.io.gguf import GgufFile, write_gguf
 from subbyte.io.safetensors import SafetensorsFile

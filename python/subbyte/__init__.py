@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from subbyte.api import decode, encode, open
     from subbyte.checkpoint import Checkpoint, Weight
     from subbyte.codec import Codec, Encoded, codec_ids, get_codec, register_codec
-    from subbyte.convert import convert, inspect, list_codecs, list_formats, list_levels, verify
+    from subbyte.convert import convert, inspect, list_codecs, list_formats, list_levels, plan, verify
 
 __all__ = [
     "ArgumentError",
@@ -58,6 +58,7 @@ __all__ = [
     "list_formats",
     "list_levels",
     "open",
+    "plan",
     "register_codec",
     "verify",
 ]
@@ -69,7 +70,7 @@ _LAZY = {
         "subbyte.api": ("decode", "encode", "open"),
         "subbyte.checkpoint": ("Checkpoint", "Weight"),
         "subbyte.codec": ("Codec", "Encoded", "codec_ids", "get_codec", "register_codec"),
-        "subbyte.convert": ("convert", "inspect", "list_codecs", "list_formats", "list_levels", "verify"),
+        "subbyte.convert": ("convert", "inspect", "list_codecs", "list_formats", "list_levels", "plan", "verify"),
     }.items()
     for name in names
 }

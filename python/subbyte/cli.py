@@ -21,7 +21,9 @@ OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 _EXAMPLES = """\
 examples:
+  subbyte plan examples/small-llama small-llama.gguf --to gguf.q4_k_m
   subbyte convert examples/small-llama small-llama.gguf --to gguf.q4_k_m
+  subbyte convert examples/small-llama fitting.gguf --target-size 4MiB
   subbyte convert small-llama.gguf smaller.gguf --to gguf.q2_k --lossy
   subbyte inspect small-llama.gguf --tensors
   subbyte verify small-llama.gguf --against examples/small-llama
@@ -40,31 +42,22 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"subbyte {subbyte.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    convert = commands.add_parser("convert", help="convert a checkpoint to GGUF, or back")
+    planned = _planning_options()
+    convert = commands.add_parser("convert", parents=[planned], help="convert a checkpoint to GGUF, or back")
     convert.add_argument("src", metavar="SRC", help="checkpoint folder, safetensors file, or GGUF file")
     convert.add_argument("dst", metavar="DST", help="GGUF file, or checkpoint folder, to write")
-    convert.add_argument(
-        "--to", required=True, metavar="TARGET", help="gguf.q4_k_m, gguf.bf16, hf.bf16 …: see subbyte list formats"
-    )
-    convert.add_argument("--lossy", action="store_true", help="allow quantizing tensors that are quantized already")
-    convert.add_argument("--pure", action="store_true", help="one type for every tensor where it fits, no mix")
-    convert.add_argument("--output-tensor-type", metavar="TYPE", help="type of output.weight")
-    convert.add_argument("--token-embedding-type", metavar="TYPE", help="type of token_embd.weight")
-    convert.add_argument(
-        "--tensor-type",
-        action="append",
-        default=[],
-        metavar="REGEX=TYPE",
-        help="type of the tensors REGEX finds; may repeat",
-    )
-    convert.add_argument("--imatrix", metavar="FILE", help="importance data, .gguf or .dat")
-    convert.add_argument("--pre", metavar="NAME", help="tokenizer.ggml.pre, where it cannot be derived")
-    convert.add_argument("--strict", action="store_true", help="refuse where there would be warnings")
+    convert.add_argument("--dry-run", action="store_true", help="only say what would be done, as subbyte plan does")
     convert.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     convert.add_argument("--fresh", action="store_true", help="start over, whatever an earlier run has done")
     convert.add_argument("--wait", action="store_true", help="wait for another run on DST to end")
     convert.add_argument("--json", action="store_true", help="print the report as JSON")
     convert.set_defaults(run=_convert)
+
+    plan = commands.add_parser("plan", parents=[planned], help="say what convert would do: types, bytes, memory, time")
+    plan.add_argument("src", metavar="SRC", help="checkpoint folder, safetensors file, or GGUF file")
+    plan.add_argument("dst", metavar="DST", nargs="?", help="GGUF file that convert would write")
+    plan.add_argument("--json", action="store_true", help="print a plan file, for convert --plan")
+    plan.set_defaults(run=_plan)
 
     inspect = commands.add_parser("inspect", help="show what the headers of a checkpoint say")
     inspect.add_argument("path", metavar="PATH", help="checkpoint folder, safetensors file, or GGUF file")
@@ -83,6 +76,36 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="print as JSON")
     listing.set_defaults(run=_list)
     return top
+
+
+def _planning_options() -> argparse.ArgumentParser:
+    """The options that say what a conversion is to do."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--to", metavar="TARGET", help="gguf.q4_k_m, gguf.bf16, hf.bf16 …: see subbyte list formats")
+    options.add_argument("--target-size", metavar="SIZE", help="choose types for a file of at most SIZE: 4.0GiB, 3.5GB")
+    options.add_argument("--target-bpw", type=float, metavar="BITS", help="choose types for so many bits per weight")
+    options.add_argument("--plan", metavar="FILE", help="use the types of a plan file (subbyte plan --json, edited)")
+    options.add_argument("--lossy", action="store_true", help="allow quantizing tensors that are quantized already")
+    options.add_argument("--pure", action="store_true", help="one type for every tensor where it fits, no mix")
+    options.add_argument("--output-tensor-type", metavar="TYPE", help="type of output.weight")
+    options.add_argument("--token-embedding-type", metavar="TYPE", help="type of token_embd.weight")
+    options.add_argument(
+        "--tensor-type",
+        action="append",
+        default=[],
+        metavar="REGEX=TYPE",
+        help="type of the tensors REGEX finds; may repeat",
+    )
+    options.add_argument("--imatrix", metavar="FILE", help="importance data, .gguf or .dat")
+    options.add_argument("--pre", metavar="NAME", help="tokenizer.ggml.pre, where it cannot be derived")
+    options.add_argument("--strict", action="store_true", help="refuse where there would be warnings")
+    return options
+
+
+_PLANNING = (
+    "to", "target_size", "target_bpw", "plan", "lossy", "pure", "output_tensor_type", "token_embedding_type",
+    "tensor_type", "imatrix", "pre", "strict",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,20 +148,27 @@ def _painted(text: str, colour: str) -> str:
     return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
 
 
+def _plan(options: argparse.Namespace) -> int:
+    forecast = subbyte.plan(options.src, options.dst, **{name: getattr(options, name) for name in _PLANNING})
+    if options.json:
+        _print_json(forecast.to_json())
+        return OK
+    print(forecast.table())
+    for name, reason in forecast.plan.source.left_out:
+        print(f"left out: {name}: {reason}")
+    _warn(forecast.plan.warnings)
+    print(forecast.summary())
+    return OK
+
+
 def _convert(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return _plan(options)
     with _bar("converting") as progress:
         report = subbyte.convert(
             options.src,
             options.dst,
-            to=options.to,
-            lossy=options.lossy,
-            pure=options.pure,
-            output_tensor_type=options.output_tensor_type,
-            token_embedding_type=options.token_embedding_type,
-            tensor_type=options.tensor_type,
-            imatrix=options.imatrix,
-            pre=options.pre,
-            strict=options.strict,
+            **{name: getattr(options, name) for name in _PLANNING},
             overwrite=options.overwrite,
             fresh=options.fresh,
             wait=options.wait,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
+from typing import Any
 
 from subbyte import environment
 from subbyte.convert.catalogue import list_codecs, list_formats, list_levels
+from subbyte.convert.forecast import Forecast, forecast, read_plan
 from subbyte.convert.hugging import write_checkpoint
 from subbyte.convert.inspection import Inspection, TensorInfo, inspect
 from subbyte.convert.journal import Journal, identify
 from subbyte.convert.manifest import find_manifest
-from subbyte.convert.plan import Plan, TensorPlan, make_plan
+from subbyte.convert.planning import Plan, TensorPlan, make_plan
 from subbyte.convert.report import Report, Row
 from subbyte.convert.run import Cancel, Progress, make_folder, run
 from subbyte.convert.source import check_target
@@ -21,6 +24,7 @@ from subbyte.paths import checked_path
 
 __all__ = [
     "Comparison",
+    "Forecast",
     "Inspection",
     "Plan",
     "Report",
@@ -33,6 +37,7 @@ __all__ = [
     "list_codecs",
     "list_formats",
     "list_levels",
+    "plan",
     "verify",
 ]
 
@@ -41,7 +46,7 @@ def convert(
     src: str | PathLike[str],
     dst: str | PathLike[str],
     *,
-    to: str,
+    to: str | None = None,
     lossy: bool = False,
     pure: bool = False,
     output_tensor_type: str | None = None,
@@ -50,6 +55,9 @@ def convert(
     imatrix: str | PathLike[str] | None = None,
     pre: str | None = None,
     strict: bool = False,
+    target_size: str | int | None = None,
+    target_bpw: float | None = None,
+    plan: str | PathLike[str] | None = None,
     overwrite: bool = False,
     fresh: bool = False,
     wait: bool = False,
@@ -82,6 +90,10 @@ def convert(
             entries, and some mixes choose otherwise.
         pre: value of ``tokenizer.ggml.pre``; derived from the structure of tokenizer.json unless given.
         strict: refuse where there would be warnings.
+        target_size: choose the types so that the file is at most this large (``"4.0GiB"``, or bytes) and the predicted
+            loss smallest: :mod:`subbyte.convert.allocate`.
+        target_bpw: the same for bits per weight of the tensors that are quantized.
+        plan: a plan file (:meth:`Forecast.to_json`), whose types are used instead of those of a target.
         overwrite: replace ``dst`` if it exists.
         fresh: start over, whatever an earlier run has done.
         wait: wait for another run on the same target to end.
@@ -102,31 +114,26 @@ def convert(
     """
     environment.check()
     origin, target = checked_path(src, "src"), checked_path(dst, "dst")
-    for option, value in (("to", to), ("pre", pre)):
-        if not isinstance(value, str) and (option == "to" or value is not None):
-            raise ArgumentError(f"{option}: expected a string, found {value!r}")
-    if to.partition(".")[0] == "hf":
-        given = (lossy, pure, output_tensor_type, token_embedding_type, tensor_type, imatrix, pre, overwrite)
+    if isinstance(to, str) and to.partition(".")[0] == "hf":
+        given = (lossy, pure, output_tensor_type, token_embedding_type, tensor_type, imatrix, pre, overwrite,
+                 target_size, target_bpw, plan, fresh, wait, cancel)  # fmt: skip
         if any(given):
             raise ArgumentError(f"'{to}' is a checkpoint of one float type: options for GGUF files do not apply to it")
         return write_checkpoint(origin, target, to, strict=strict, progress=progress)
-    plan = make_plan(
-        origin,
-        to,
-        lossy=lossy,
-        pure=pure,
-        output_tensor_type=output_tensor_type,
-        token_embedding_type=token_embedding_type,
-        tensor_type=tensor_type,
-        imatrix=imatrix,
-        pre=pre,
-        strict=strict,
-    )
-    check_target(plan.source, target)
+    made_plan = _plan(
+        origin, to, plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
+        target_size=target_size, target_bpw=target_bpw,
+    )  # fmt: skip
+    check_target(made_plan.source, target)
     make_folder(target)
     with Journal.open(target, wait=wait) as journal:
         made = find_manifest(target)
-        same = made is not None and made.describes(target) and made.identity == identify(plan, plan.layout.header())
+        same = (
+            made is not None
+            and made.describes(target)
+            and made.identity == identify(made_plan, made_plan.layout.header())
+        )
         if made is not None and same and not fresh:
             journal.remove()
             return Report.from_json(made.report, src=origin, dst=target, unchanged=True)
@@ -134,4 +141,53 @@ def convert(
             raise ArgumentError(
                 "exists already; choose another name or allow it to be replaced with overwrite", file=target
             )
-        return run(plan, target, journal, fresh=fresh, progress=progress, cancel=cancel)
+        return run(made_plan, target, journal, fresh=fresh, progress=progress, cancel=cancel)
+
+
+def plan(
+    src: str | PathLike[str],
+    dst: str | PathLike[str] | None = None,
+    *,
+    to: str | None = None,
+    lossy: bool = False,
+    pure: bool = False,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    tensor_type: Sequence[str] | Mapping[str, str] = (),
+    imatrix: str | PathLike[str] | None = None,
+    pre: str | None = None,
+    strict: bool = False,
+    target_size: str | int | None = None,
+    target_bpw: float | None = None,
+    plan: str | PathLike[str] | None = None,
+) -> Forecast:
+    """What :func:`convert` would do with the same arguments: each tensor's type and class, and the exact size.
+
+    Only headers are read, except with ``target_size`` or ``target_bpw``, which try sampled rows. Nothing is written.
+
+    Raises:
+        As :func:`convert`, as far as headers tell.
+    """
+    origin = checked_path(src, "src")
+    made = _plan(
+        origin, to, plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
+        target_size=target_size, target_bpw=target_bpw,
+    )  # fmt: skip
+    return forecast(made, origin, None if dst is None else checked_path(dst, "dst"))
+
+
+def _plan(src: Path, to: str | None, file: str | PathLike[str] | None, **options: Any) -> Plan:
+    """The plan of these arguments: of a target, a budget, or a plan file."""
+    for option, value in (("to", to), ("pre", options["pre"])):
+        if value is not None and not isinstance(value, str):
+            raise ArgumentError(f"{option}: expected a string, found {value!r}")
+    types = None
+    if file is not None:
+        target, types = read_plan(checked_path(file, "plan"))
+        to = to or target
+    if to is None and (options["target_size"] is not None or options["target_bpw"] is not None):
+        to = "gguf"
+    if to is None:
+        raise ArgumentError("a target is missing: to='gguf.q4_k_m', target_size, target_bpw or a plan")
+    return make_plan(src, to, types=types, **options)

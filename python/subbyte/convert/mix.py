@@ -134,7 +134,8 @@ def is_quantizable(name: str, shape: Sequence[int]) -> bool:
     )
 
 
-def _class(name: str) -> str:
+def tensor_class(name: str) -> str:
+    """The role of a tensor: OUT, EMB, V, K, Q, O, UP, GATE, DOWN; empty for any other."""
     if name == "output.weight":
         return "OUT"
     if name in ("token_embd.weight", "per_layer_token_embd.weight"):
@@ -182,7 +183,7 @@ def overridden(name: str, shape: Sequence[int], options: MixOptions) -> str | No
 
     The types of embedding and output are final; those of rules fall back where the shape does not allow them.
     """
-    kind = _class(name)
+    kind = tensor_class(name)
     if kind == "EMB" and options.token_embedding_type:
         return options.token_embedding_type
     if kind == "OUT" and options.output_tensor_type:
@@ -208,7 +209,7 @@ class _Chooser:
         own = overridden(name, shape, self.options)
         if own is not None or self.file_type.base in FLOATS:
             return own or self.file_type.base
-        mixed = self.file_type.base if self.options.pure else self._mixed(name, _class(name), shape)
+        mixed = self.file_type.base if self.options.pure else self._mixed(name, tensor_class(name), shape)
         return _fit(name, shape, mixed)
 
     def _count(self, kind: str) -> int:
@@ -390,7 +391,7 @@ def choose_types(
         model,
         options or MixOptions(),
         tied="output.weight" not in tensors,
-        n_v=sum(_class(name) == "V" for name in order),
+        n_v=sum(tensor_class(name) == "V" for name in order),
     )
     return {
         name: chooser.choose(name, tensors[name]) if is_quantizable(name, tensors[name]) else None for name in order
@@ -407,7 +408,7 @@ def lacking_importance(target: FileType, types: Mapping[str, str | None]) -> lis
     return [
         name
         for name, chosen in types.items()
-        if chosen in ("IQ2_XXS", "IQ2_XS", "IQ1_S") or (chosen in poor and _class(name) not in ("OUT", "EMB"))
+        if chosen in ("IQ2_XXS", "IQ2_XS", "IQ1_S") or (chosen in poor and tensor_class(name) not in ("OUT", "EMB"))
     ]
 
 

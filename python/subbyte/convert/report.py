@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from subbyte.errors import FormatError
 
 if TYPE_CHECKING:
-    from subbyte.convert.plan import TensorPlan
+    from subbyte.convert.planning import TensorPlan
 
 
 @dataclass(frozen=True, slots=True)

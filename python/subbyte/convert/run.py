@@ -24,7 +24,7 @@ import numpy as np
 from subbyte import _native
 from subbyte.convert.journal import Journal, identify, partial_path
 from subbyte.convert.manifest import Manifest, combined, digest
-from subbyte.convert.plan import Plan, TensorPlan
+from subbyte.convert.planning import Plan, TensorPlan
 from subbyte.convert.report import Report, Row
 from subbyte.convert.types import Raw
 from subbyte.convert.values import encode, first_invalid_block
@@ -34,7 +34,7 @@ from subbyte.ggml import TYPES
 CHUNK = 1 << 21
 """Elements of a unit, which is written, hashed and noted at once."""
 
-_PIECE = 1 << 19
+PIECE = 1 << 19
 """Elements that are encoded at once: the slowest encoders take less than a second, so a run stops quickly."""
 
 _SYNC = 256 << 20
@@ -61,6 +61,11 @@ class Unit:
     last: int
     offset: int
     nbytes: int
+
+
+def worker_count() -> int:
+    """Units that are worked on at the same time: one more than threads compute, so that reading overlaps."""
+    return min(max(2, _native.num_threads() + 1), 8)
 
 
 def unit_rows(tensor: TensorPlan) -> int:
@@ -152,7 +157,7 @@ class _Job:
     def run(self) -> Report:
         """Write all units that are missing."""
         start = time.perf_counter()
-        workers = min(max(2, _native.num_threads() + 1), 8)
+        workers = worker_count()
         with _pool(workers, self.stop) as pool:
             self._check_earlier(pool, workers)
             todo = [unit for unit in self.units if unit.number not in self.journal.done]
@@ -255,7 +260,7 @@ def _rows(tensor: TensorPlan, first: int, last: int, stop: threading.Event) -> R
                 _refuse(tensor, bad)
             return data
         data = np.empty((last - first, tensor.nbytes // recipe.rows), np.uint8)
-        step = max(1, _PIECE // max(recipe.columns, 1))
+        step = max(1, PIECE // max(recipe.columns, 1))
         for begin in range(first, last, step):
             if stop.is_set():
                 raise CancelledError("stopped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subbyte._native import FilePlan
+from subbyte.convert.budget import choose, nearest_file_type, parse_size
 from subbyte.convert.mix import (
     FILE_TYPES,
     FileType,
@@ -116,8 +118,14 @@ def make_plan(
     imatrix: str | os.PathLike[str] | None = None,
     pre: str | None = None,
     strict: bool = False,
+    target_size: str | int | None = None,
+    target_bpw: float | None = None,
+    types: Mapping[str, str] | None = None,
 ) -> Plan:
     """Plan the conversion of ``src``; arguments as :func:`subbyte.convert`.
+
+    Args:
+        types: type of every tensor by name, decided already (an edited plan).
 
     Raises:
         ArgumentError: the options contradict each other or the model.
@@ -132,6 +140,12 @@ def make_plan(
         tensor_type=tuple(_rules(tensor_type)),
         importance=imatrix is not None,
     )
+    budget = target_size is not None or target_bpw is not None
+    if budget and (target_name or pure or types is not None or None not in (target_size, target_bpw)):
+        raise ArgumentError(
+            "target_size and target_bpw choose the types themselves: give one of them, with to='gguf' and without pure "
+            "or a plan"
+        )
     data = None if imatrix is None else load_imatrix(checked_path(imatrix, "imatrix"))
     if target_name:
         file_type(target_name)  # a misspelt target is reported before the source is read
@@ -139,13 +153,18 @@ def make_plan(
     source.warnings += _idle_rules(source, options)
     if strict and source.warnings:
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
-    copied = source.format == "gguf" and not target_name and not options.asks
+    copied = source.format == "gguf" and not target_name and not options.asks and not budget
     target = _noted_type(source) if copied else file_type(target_name or _own_type(source))
     # A checkpoint becomes a float or Q8_0 file in one step of the original converter; every other file is what the
     # original quantizer makes of a file that holds the checkpoint exactly.
-    direct = copied or (source.format == "safetensors" and target.name in (*FLOATS, "Q8_0"))
-    if copied:
+    direct = copied or (source.format == "safetensors" and target.name in (*FLOATS, "Q8_0") and not budget)
+    if types is not None:
+        chosen = _given_types(source, types)
+    elif copied:
         chosen = {recipe.name: recipe.type for recipe in source.recipes}
+    elif budget:
+        chosen = _budgeted_types(source, options, data, target_size, target_bpw)
+        target = nearest_file_type(_shares(source, chosen))
     elif not direct:
         chosen = _mixed_types(source, target, options, data)
     else:
@@ -183,6 +202,8 @@ def make_plan(
         "tensor_type": [f"{pattern.pattern}={name}" for pattern, name in options.tensor_type],
         "imatrix": None if imatrix is None else stamp(Path(imatrix)),
         "pre": pre,
+        "target_size": None if target_size is None else parse_size(target_size),
+        "target_bpw": target_bpw,
     }
     return Plan(source, target, tensors, metadata, layout, asked)
 
@@ -289,6 +310,78 @@ def _mixed_types(
         )
     recipes = {recipe.name: recipe for recipe in source.recipes}
     return {name: mixed.get(name) or _kept_type(source, recipes[name]) for name in visit_order(list(recipes))}
+
+
+def _given_types(source: Source, types: Mapping[str, str]) -> dict[str, str]:
+    """The types of an edited plan, in its order."""
+    recipes = {recipe.name: recipe for recipe in source.recipes}
+    for name in {*recipes, *types}:
+        if name not in types or name not in recipes:
+            where = "the plan" if name in recipes else "the source"
+            raise ArgumentError(f"not in {where}: plan and source do not belong together", tensor=name)
+    chosen = {}
+    for name, given in types.items():
+        recipe = recipes[name]
+        kind_ = recipe.type if given.upper() == recipe.type else parse_type(given)
+        if recipe.columns % TYPES[kind_].block:
+            raise ArgumentError(f"rows of {recipe.columns} elements are no whole blocks of {kind_}", tensor=name)
+        chosen[name] = kind_
+    return chosen
+
+
+def _budgeted_types(
+    source: Source,
+    options: MixOptions,
+    data: ImportanceMatrix | None,
+    target_size: str | int | None,
+    target_bpw: float | None,
+) -> dict[str, str]:
+    """Types that make a file of the size asked for with the smallest predicted loss, in visit order."""
+    recipes = {recipe.name: recipe for recipe in source.recipes}
+    chosen = {name: _kept_type(source, recipes[name]) for name in visit_order(list(recipes))}
+    free = []
+    for name, recipe in recipes.items():
+        if name in source.unknown or not is_quantizable(name, recipe.shape):
+            continue
+        own = overridden(name, recipe.shape, options)
+        if own is None and not quantized(recipe.type):
+            free.append(recipe)
+        chosen[name] = own or chosen[name]
+
+    def limit(smallest: Mapping[str, str]) -> int:
+        sizes = [_padded(nbytes(kind_, recipes[name].shape)) for name, kind_ in smallest.items()]
+        if target_bpw is not None:
+            return math.floor(target_bpw * sum(recipe.elements for recipe in free) / 8)
+        # Everything that does not depend on the choice is what a file of the smallest types has besides these.
+        trial = {**chosen, **smallest}
+        metadata = _metadata(source, file_type("F32"), False)
+        if data is not None:
+            metadata |= _imatrix_keys(data, os.fspath(data.path or ""))
+        shapes = [(name, trial[name], _shape(recipes[name].shape, keep=False)) for name in trial]
+        return parse_size(target_size or 0) - plan_gguf(metadata, shapes).nbytes + sum(sizes)
+
+    def importance(recipe: Recipe, kind_: str) -> Importance | None:
+        return _importance(recipe, kind_, data)
+
+    alignment = 1 if target_bpw is not None else _ALIGNMENT
+    found = choose(free, chosen, source.model.n_layer, importance, alignment=alignment, limit=limit)
+    return {**chosen, **found}
+
+
+_ALIGNMENT = 32
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _shares(source: Source, chosen: Mapping[str, str]) -> dict[str, int]:
+    """Bytes by type."""
+    share: dict[str, int] = {}
+    for recipe in source.recipes:
+        kind_ = chosen[recipe.name]
+        share[kind_] = share.get(kind_, 0) + nbytes(kind_, recipe.shape)
+    return share
 
 
 def _kept_type(source: Source, recipe: Recipe) -> str:

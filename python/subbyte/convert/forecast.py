@@ -1,0 +1,168 @@
+"""What a conversion will do, before it does anything: exact sizes, and estimates of memory and time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subbyte.convert.planning import Plan
+from subbyte.convert.report import Row, conversion_table
+from subbyte.convert.run import PIECE, unit_rows, worker_count
+from subbyte.convert.types import quantized
+from subbyte.convert.values import encode
+from subbyte.errors import Error, FormatError
+from subbyte.ggml import TYPES
+from subbyte.jsonfile import read_object
+
+VERSION = 1
+
+_BASE_MEMORY = 128 << 20
+"""Interpreter, NumPy, headers and vocabulary."""
+
+_COPY_RATE = 1e9
+"""Bytes per second that are read, hashed and written where nothing has to be computed."""
+
+_TRIAL = 1 << 17
+"""Elements that are encoded to learn how fast this machine is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """A plan with what it will take.
+
+    Attributes:
+        src, dst: paths; ``dst`` may be ``None``.
+        plan: the plan.
+        rows: one row for each tensor, in file order.
+        peak_memory: estimate of the largest resident size in bytes.
+        seconds: estimate of the time, from a short trial of each encoder on this machine.
+        free: bytes that are free where ``dst`` will be; ``None`` without ``dst``.
+    """
+
+    src: Path
+    dst: Path | None
+    plan: Plan
+    rows: tuple[Row, ...]
+    peak_memory: int
+    seconds: float
+    free: int | None
+
+    @property
+    def nbytes(self) -> int:
+        """Exact size of the file."""
+        return self.plan.nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data per element, over all tensors."""
+        elements = sum(tensor.recipe.elements for tensor in self.plan.tensors)
+        return 8 * sum(row.nbytes for row in self.rows) / elements if elements else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``: a plan file, whose tensors' ``type`` may be edited (:func:`read_plan`)."""
+        fields = ("name", "shape", "source_type", "type", "source_nbytes", "nbytes", "bits_per_weight", "kind")
+        rows = [asdict(row) for row in self.rows]
+        return {
+            "subbyte_plan": VERSION,
+            "src": str(self.src),
+            "dst": None if self.dst is None else str(self.dst),
+            "to": self.plan.to,
+            "nbytes": self.nbytes,
+            "bits_per_weight": self.bits_per_weight,
+            "peak_memory": self.peak_memory,
+            "seconds": self.seconds,
+            "free": self.free,
+            "options": dict(self.plan.options),
+            "tensors": [{field: row[field] for field in fields} for row in rows],
+            "warnings": list(self.plan.warnings),
+            "left_out": [{"name": name, "reason": reason} for name, reason in self.plan.source.left_out],
+        }
+
+    def table(self) -> str:
+        """The tensors and the totals as text."""
+        return conversion_table(self.rows)
+
+    def summary(self) -> str:
+        """One line with size, bits per weight, memory and time."""
+        where = "" if self.dst is None else f"{self.dst}: "
+        short = self.free is not None and self.free < self.nbytes
+        return (
+            f"{where}{self.nbytes:,} bytes, {len(self.rows)} tensors, {self.bits_per_weight:.2f} bits per weight, "
+            f"about {self.seconds:.1f} s and {self.peak_memory / (1 << 20):,.0f} MiB of memory"
+            + (f"; only {self.free:,} bytes are free there" if short else "")
+        )
+
+
+def forecast(plan: Plan, src: Path, dst: Path | None) -> Forecast:
+    """What the plan will take on this machine."""
+    rows = tuple(Row.of(tensor) for tensor in plan.tensors)
+    workers = worker_count()
+    unit = piece = 0
+    seconds = sum(row.source_nbytes + row.nbytes for row in rows) / _COPY_RATE
+    for tensor in plan.tensors:
+        recipe = tensor.recipe
+        height = min(unit_rows(tensor), max(recipe.rows, 1))
+        unit = max(unit, height * (tensor.nbytes // max(recipe.rows, 1)))
+        per_element = 8 * recipe.source_nbytes / max(recipe.elements, 1) / 8 + (4 if quantized(recipe.type) else 0)
+        piece = max(piece, int(max(PIECE, recipe.columns) * per_element))
+        if recipe.type != tensor.type:
+            seconds += recipe.elements * _seconds_per_element(recipe.type, tensor.type)
+    memory = _BASE_MEMORY + (workers + 2) * unit + 2 * workers * piece
+    return Forecast(src, dst, plan, rows, memory, seconds, None if dst is None else _free(dst))
+
+
+@cache
+def _seconds_per_element(source: str, target: str) -> float:
+    """Time to encode one element, from a short trial with all threads."""
+    values = np.random.default_rng(0).standard_normal((_TRIAL // 256, 256)).astype(np.float32).view(np.uint8)
+    columns = 256
+    try:
+        raw = encode("F32", values, columns, source)
+        best = float("inf")
+        for _ in range(2):
+            begin = time.perf_counter()
+            weights = np.ones(columns, np.float32) if TYPES[target].importance == "required" else None
+            encode(source, raw, columns, target, weights)
+            best = min(best, time.perf_counter() - begin)
+    except Error:  # a source type that cannot be made here
+        return 0.0
+    return best / _TRIAL
+
+
+def _free(dst: Path) -> int | None:
+    """Free bytes in the nearest folder above ``dst`` that exists."""
+    folder = next((parent for parent in dst.absolute().parents if parent.is_dir()), None)
+    try:
+        return None if folder is None else shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def read_plan(path: str | os.PathLike[str]) -> tuple[str, Mapping[str, str]]:
+    """The target and the type of each tensor of a plan file, edited or not; sizes in it do not count.
+
+    Raises:
+        FormatError: it is no plan.
+        IoError: it cannot be read.
+    """
+    data = read_object(Path(path))
+    if data.get("subbyte_plan") != VERSION:
+        raise FormatError(f"expected a plan of version {VERSION}, found {data.get('subbyte_plan')!r}", file=path)
+    target, tensors = data.get("to"), data.get("tensors")
+    if not isinstance(target, str) or not isinstance(tensors, list):
+        raise FormatError("expected the keys 'to' and 'tensors'", file=path)
+    types: dict[str, str] = {}
+    for entry in tensors:
+        name, kind = (entry.get("name"), entry.get("type")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(kind, str) or name in types:
+            raise FormatError(f"expected tensors with one name and type each, found {entry!r:.80}", file=path)
+        types[name] = kind
+    return target, types
