@@ -166,6 +166,8 @@ ENTRIES = [
 def test_planned_tensors(tmp_path: Path, writer, entry, words) -> None:
     with pytest.raises(subbyte.ArgumentError, match=words):
         writer(tmp_path / "x", [entry])
+    with pytest.raises(subbyte.ArgumentError, match="expected a sequence of tensors"):
+        writer(tmp_path / "x", 3)
     assert os.listdir(tmp_path) == []
 
 
@@ -191,6 +193,19 @@ def test_planned_tensors(tmp_path: Path, writer, entry, words) -> None:
 def test_gguf_contents(tmp_path: Path, metadata, tensors, options, words) -> None:
     with pytest.raises(subbyte.ArgumentError, match=words):
         write_gguf(tmp_path / "x", metadata, tensors, **options)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("wrong", [3, [("a", 1)], "text"])
+def test_what_is_no_mapping(tmp_path: Path, wrong) -> None:
+    for call in (
+        lambda: write_gguf(tmp_path / "x", wrong, {}),
+        lambda: write_gguf(tmp_path / "x", {}, wrong),
+        lambda: write_safetensors(tmp_path / "x", wrong),
+        lambda: write_safetensors(tmp_path / "x", {"a": F32}, wrong),
+    ):
+        with pytest.raises(subbyte.ArgumentError, match="expected a mapping"):
+            call()
     assert os.listdir(tmp_path) == []
 
 
@@ -261,7 +276,7 @@ def test_reading(tmp_path: Path) -> None:
         weight.decode()
 
 
-@pytest.mark.parametrize("path", ["a\0", None, 5, "a\0.gguf"])
+@pytest.mark.parametrize("path", ["a\0", None, 5, "a\0.gguf", "\ud800"])
 def test_paths(path) -> None:
     for call in (
         subbyte.open,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import ItemsView, Iterable, Mapping
 from operator import index
 from typing import Any
 
@@ -49,6 +49,17 @@ def text(value: Any, what: str) -> str:
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise ArgumentError(f"{what} {value!r} has lone surrogates: they cannot be stored as UTF-8")
     return value
+
+
+def entries(value: Any, what: str) -> ItemsView[Any, Any]:
+    """Keys and values of a mapping.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    if not isinstance(value, Mapping):
+        raise ArgumentError(f"{what} is {value!r:.80}: expected a mapping")
+    return value.items()
 
 
 def row_range(rows: Any) -> slice:

@@ -16,7 +16,8 @@ def checked_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """
     try:
         text = os.fsdecode(path)
-    except TypeError:
+        os.fsencode(text)
+    except (TypeError, UnicodeError):
         raise ArgumentError(f"{what}: expected a path, found {path!r}") from None
     if not text:
         raise ArgumentError(f"{what}: expected a path, found an empty one; '.' is the current folder")

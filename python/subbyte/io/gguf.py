@@ -347,7 +347,7 @@ def plan_gguf(
 ) -> _native.FilePlan:
     """The layout of the file that `GgufWriter` writes; arguments and errors as there."""
     builder = _native.GgufBuilder()
-    for key, value in metadata.items():
+    for key, value in arguments.entries(metadata, "the metadata"):
         _add(builder, key, value)
     plan = [(name, kind, shape[::-1]) for name, kind, shape in planned(tensors)]
     return builder.finish(plan, None if alignment is None else arguments.integer(alignment, "the alignment"))
@@ -375,7 +375,7 @@ def write_gguf(
     """
     plan = []
     data: dict[str, Array] = {}
-    for name, entry in tensors.items():
+    for name, entry in arguments.entries(tensors, "tensors"):
         if isinstance(entry, tuple):
             if len(entry) != 2:
                 raise ArgumentError(f"a tuple of {len(entry)}: expected a ggml type and its blocks", tensor=name)

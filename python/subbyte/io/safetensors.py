@@ -281,7 +281,7 @@ class SafetensorsWriter(PlannedWriter):
         plan = planned(tensors)
         entries = [
             (arguments.text(key, "a metadata key"), arguments.text(value, f"metadata '{key}'"))
-            for key, value in (metadata or {}).items()
+            for key, value in arguments.entries({} if metadata is None else metadata, "the metadata")
         ]
         dtypes = {name: dtype for name, dtype, _ in plan}
         super().__init__(path, _native.safetensors_plan(plan, entries), dtypes, _fitting)
@@ -291,7 +291,7 @@ def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a safetensors file from arrays (`ml_dtypes` arrays included); errors are those of `SafetensorsWriter`."""
-    arrays = {name: load(array)[0] for name, array in tensors.items()}
+    arrays = {name: load(array)[0] for name, array in arguments.entries(tensors, "tensors")}
     plan = [(name, _dtype_name(name, array), array.shape) for name, array in arrays.items()]
     with SafetensorsWriter(path, plan, metadata=metadata) as writer:
         for name, array in arrays.items():

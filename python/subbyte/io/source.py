@@ -91,6 +91,8 @@ def planned(tensors: Sequence[tuple[str, str, Sequence[int]]]) -> list[tuple[str
         ArgumentError: an entry is none of these.
     """
     plan = []
+    if not isinstance(tensors, Sequence):
+        raise ArgumentError(f"{tensors!r:.80} is planned: expected a sequence of tensors")
     for entry in tensors:
         if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 3:
             raise ArgumentError(f"{entry!r:.80} is planned: expected the name, type and shape of a tensor")
