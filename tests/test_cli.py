@@ -26,7 +26,7 @@ def test_the_examples_of_the_help_run(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "examples" / "small-llama").symlink_to(SMALL_LLAMA)
     monkeypatch.chdir(tmp_path)
     lines = [line.strip() for line in cli.parser().format_help().splitlines() if line.startswith("  subbyte ")]
-    assert len(lines) == 7
+    assert len(lines) == 9
     for line in lines:
         assert cli.main(shlex.split(line)[1:]) == 0, line
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from subbyte.checkpoint import Checkpoint, Weight
     from subbyte.codec import Codec, Encoded, codec_ids, get_codec, register_codec
     from subbyte.convert import convert, inspect, list_codecs, list_formats, list_levels, plan, verify
+    from subbyte.convert.summary import report
 
 __all__ = [
     "ArgumentError",
@@ -60,6 +61,7 @@ __all__ = [
     "open",
     "plan",
     "register_codec",
+    "report",
     "verify",
 ]
 
@@ -71,6 +73,7 @@ _LAZY = {
         "subbyte.checkpoint": ("Checkpoint", "Weight"),
         "subbyte.codec": ("Codec", "Encoded", "codec_ids", "get_codec", "register_codec"),
         "subbyte.convert": ("convert", "inspect", "list_codecs", "list_formats", "list_levels", "plan", "verify"),
+        "subbyte.convert.summary": ("report",),
     }.items()
     for name in names
 }

@@ -8,13 +8,12 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import subbyte
-
-Progress = Callable[[int, int, str], None]
+from subbyte import completion
+from subbyte.progress import MODES, shown
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; a check failed; wrong usage or a refusal; stopped by Ctrl-C."""
@@ -27,7 +26,9 @@ examples:
   subbyte convert small-llama.gguf smaller.gguf --to gguf.q2_k --lossy
   subbyte inspect small-llama.gguf --tensors
   subbyte verify small-llama.gguf --against examples/small-llama
+  subbyte report small-llama.gguf --against examples/small-llama --html report.html
   subbyte list levels
+  subbyte env
 """
 
 
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     convert.add_argument("--fresh", action="store_true", help="start over, whatever an earlier run has done")
     convert.add_argument("--wait", action="store_true", help="wait for another run on DST to end")
+    _add_progress(convert)
     convert.add_argument("--json", action="store_true", help="print the report as JSON")
     convert.set_defaults(run=_convert)
 
@@ -68,13 +70,31 @@ def parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check a GGUF file, and its values against its source")
     verify.add_argument("path", metavar="DST", help="GGUF file")
     verify.add_argument("--against", metavar="SRC", help="checkpoint or GGUF file that it was made from")
+    _add_progress(verify)
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
     verify.set_defaults(run=_verify)
+
+    report = commands.add_parser("report", help="report on a GGUF file: sizes, and errors against its source")
+    report.add_argument("path", metavar="DST", help="GGUF file")
+    report.add_argument("--against", metavar="SRC", help="measure errors against this checkpoint or GGUF file")
+    report.add_argument("--html", metavar="FILE", help="write a page with plots that opens offline")
+    report.add_argument("--csv", metavar="FILE", help="write one line for each tensor")
+    report.add_argument("--json", action="store_true", help="print everything as JSON")
+    _add_progress(report)
+    report.set_defaults(run=_report)
 
     listing = commands.add_parser("list", help="show what is possible here")
     listing.add_argument("what", choices=("formats", "codecs", "levels"))
     listing.add_argument("--json", action="store_true", help="print as JSON")
     listing.set_defaults(run=_list)
+
+    environment = commands.add_parser("env", help="show versions, processor and settings, for a bug report")
+    environment.add_argument("--json", action="store_true", help="print as JSON")
+    environment.set_defaults(run=_env)
+
+    complete = commands.add_parser("completion", help='print a completion script: eval "$(subbyte completion bash)"')
+    complete.add_argument("shell", choices=completion.SHELLS)
+    complete.set_defaults(run=_completion)
     return top
 
 
@@ -106,6 +126,15 @@ _PLANNING = (
     "to", "target_size", "target_bpw", "plan", "lossy", "pure", "output_tensor_type", "token_embedding_type",
     "tensor_type", "imatrix", "pre", "strict",
 )  # fmt: skip
+
+
+def _add_progress(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--progress",
+        choices=MODES,
+        default="auto",
+        help="bar, a line per tensor, JSON lines, none; auto: bar on a terminal",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,7 +193,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _plan(options)
-    with _bar("converting") as progress:
+    with shown("converting", options.progress) as progress:
         report = subbyte.convert(
             options.src,
             options.dst,
@@ -198,7 +227,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    with _bar("verifying") as progress:
+    with shown("verifying", options.progress) as progress:
         result = subbyte.verify(options.path, options.against, progress=progress)
     if options.json:
         _print_json(result.to_json())
@@ -209,6 +238,49 @@ def _verify(options: argparse.Namespace) -> int:
             print(f"FAILED: {failure}")
         print(result.summary())
     return OK if result.ok else FAILED
+
+
+def _report(options: argparse.Namespace) -> int:
+    with shown("verifying", options.progress) as progress:
+        found = subbyte.report(options.path, options.against, progress=progress)
+    for name, make in (("html", found.to_html), ("csv", found.to_csv)):
+        file = getattr(options, name)
+        if file is not None:
+            with open(file, "w", encoding="utf-8", newline="") as out:
+                out.write(make())
+            print(f"{file}: written", file=sys.stderr)
+    if options.json:
+        _print_json(found.to_json())
+        return OK if not found.failures else FAILED
+    from subbyte.convert.report import table
+
+    rows = [(role, f"{n:,}", f"{size:,}", f"{bits:.2f}") for role, (n, size, bits) in found.by_role().items()]
+    print(table(("role", "tensors", "bytes", "bits/weight"), rows, right={1, 2, 3}))
+    worst = [(entry.name, entry.type, f"{entry.relative_error:.3g}") for entry in found.worst()]
+    if worst:
+        print("\n" + table(("largest errors", "type", "relative"), worst, right={2}))
+    _warn(found.warnings)
+    for failure in found.failures:
+        print(f"FAILED: {failure}")
+    print(found.summary())
+    return OK if not found.failures else FAILED
+
+
+def _env(options: argparse.Namespace) -> int:
+    from subbyte.environment import facts
+
+    found = facts()
+    if options.json:
+        _print_json(found)
+    else:
+        for name, value in found.items():
+            print(f"{name}: {value}")
+    return OK
+
+
+def _completion(options: argparse.Namespace) -> int:
+    print(completion.script(parser(), options.shell), end="")
+    return OK
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -236,35 +308,6 @@ def _cell(value: Any) -> str:
 def _print_json(value: Any) -> None:
     json.dump(value, sys.stdout, indent=1, ensure_ascii=True, allow_nan=False)
     print()
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Progress | None]:
-    """A progress bar on standard error where it is a terminal: rich's if installed, else a percentage."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import Progress as RichProgress
-    except ImportError:
-        shown = -1
-
-        def percent(done: int, total: int, name: str) -> None:
-            nonlocal shown
-            now = 100 * done // max(total, 1)
-            if now != shown:
-                shown = now
-                print(f"\r{what} {now:3d} %", end="", file=sys.stderr, flush=True)
-
-        try:
-            yield percent
-        finally:
-            print("\r" + " " * (len(what) + 6) + "\r", end="", file=sys.stderr, flush=True)
-        return
-    with RichProgress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=f"{what} {name}")
 
 
 if __name__ == "__main__":

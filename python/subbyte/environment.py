@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from functools import cache
 
@@ -29,3 +30,37 @@ def check() -> None:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def facts() -> dict[str, str]:
+    """What a bug report needs: versions, processor, SIMD level, threads, settings, optional packages."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    found = {
+        "subbyte": _native.__version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": platform.platform(),
+        "processor": _processor(),
+        "levels": ", ".join(
+            f"{name} (used)" if name == _native.level() else name for name, runs in _native.levels() if runs
+        ),
+        "threads": str(_native.num_threads()),
+        "settings": ", ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("SUBBYTE_")) or "none",
+    }
+    packages = ("numpy", "ml_dtypes", "rich", "torch", "cupy", "huggingface_hub", "ray", "safetensors", "gguf")
+    return found | {package: installed(package) for package in packages}
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

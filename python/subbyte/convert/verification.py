@@ -12,15 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from subbyte.convert.manifest import combined, digest, read_manifest
 from subbyte.convert.recipe import Recipe
-from subbyte.convert.report import finite, table
+from subbyte.convert.report import Report, finite, table
 from subbyte.convert.run import CHUNK
 from subbyte.convert.source import is_gguf, open_source
 from subbyte.convert.types import FLOATS, quantized
 from subbyte.convert.values import first_invalid_block, kind, to_float32
-from subbyte.errors import UnsupportedError
+from subbyte.errors import FormatError, UnsupportedError
 from subbyte.ggml import TYPES
 from subbyte.paths import checked_path
+
+_MOST_AT_ONCE = 8 * CHUNK
+"""Elements of the largest unit that is read at once because a manifest says so."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -118,6 +122,8 @@ def verify(
     last place. Names and row order of a checkpoint
     are translated. Both sides are read in chunks of a few megabytes.
 
+    Where the manifest of :func:`subbyte.convert` is beside the file, the hashes of header and tensors have to agree.
+
     Args:
         path: the GGUF file.
         against: checkpoint folder or GGUF file it was made from.
@@ -135,9 +141,10 @@ def verify(
     source = None if origin_path is None else open_source(origin_path)
     origins = {} if source is None else {recipe.name: recipe for recipe in source.recipes}
     total = sum(recipe.elements for recipe in checked.recipes)
-    rows, failures, done = [], [], 0
+    hashes, failures = _promised(path)
+    rows, done = [], 0
     for recipe in checked.recipes:
-        row = _compare(recipe, origins.pop(recipe.name, None), source is not None)
+        row = _compare(recipe, origins.pop(recipe.name, None), source is not None, hashes.pop(recipe.name, None))
         done += recipe.elements
         rows.append(row)
         if row.failure:
@@ -145,13 +152,30 @@ def verify(
         if progress is not None:
             progress(done, total, recipe.name)
     failures += [f"tensor '{name}': missing, the source has it" for name in origins]
+    failures += [f"tensor '{name}': missing, the manifest has it" for name in hashes]
     return Verification(
         path, origin_path, tuple(rows), tuple(failures),
         () if source is None else tuple(source.warnings),
     )  # fmt: skip
 
 
-def _compare(recipe: Recipe, origin: Recipe | None, expected: bool) -> Comparison:
+def _promised(path: Path) -> tuple[dict[str, tuple[int, str]], list[str]]:
+    """Rows of a unit and hash of each tensor by the manifest beside the file, and what is wrong with its header."""
+    try:
+        manifest = read_manifest(path)
+        if manifest is None:
+            return {}, []
+        rows = Report.from_json(manifest.report).tensors
+    except FormatError as error:
+        return {}, [str(error)]
+    failures = []
+    with path.open("rb") as file:
+        if digest(file.read(min(max(manifest.header_nbytes, 0), 1 << 30))) != manifest.header_sha256:
+            failures.append("the header is not the one whose hash is in the manifest")
+    return {row.name: (row.unit_rows, row.sha256) for row in rows if row.sha256}, failures
+
+
+def _compare(recipe: Recipe, origin: Recipe | None, expected: bool, promised: tuple[int, str] | None) -> Comparison:
     relation = "" if origin is None else kind(origin.type, recipe.type)
     problem = ""
     if expected and origin is None:
@@ -160,15 +184,22 @@ def _compare(recipe: Recipe, origin: Recipe | None, expected: bool) -> Compariso
         problem = f"shape {recipe.shape}, the source has {origin.shape}"
     measure = None if origin is None or problem else _Errors(origin.type, recipe.type)
     step = max(1, CHUNK // max(recipe.columns, 1))
+    if promised is not None and (promised[0] == 1 or 0 < promised[0] * recipe.columns <= _MOST_AT_ONCE):
+        step = promised[0]
+    units = []
     for first in range(0, recipe.rows if recipe.elements else 0, step):
         last = min(first + step, recipe.rows)
         raw = recipe.read(first, last)
+        if promised is not None:
+            units.append(digest(np.ascontiguousarray(raw)))
         block = first_invalid_block(recipe.type, raw)
         if block is not None:
             at = first * recipe.columns + block * TYPES[recipe.type].block
             problem = problem or f"NaN or infinite at row {at // recipe.columns}, column {at % recipe.columns}"
         if measure is not None and origin is not None:
             measure.add(origin.read(first, last), raw, recipe.columns)
+    if promised is not None and combined(units) != promised[1]:
+        problem = problem or "its bytes are not those whose hash is in the manifest"
     if measure is None:
         return Comparison(recipe.name, recipe.type, relation, failure=problem)
     return measure.comparison(recipe, relation, problem)

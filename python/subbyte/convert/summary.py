@@ -1,0 +1,226 @@
+"""The report on a converted file: sizes and errors by role and layer, as JSON, CSV and a page that opens offline."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import subbyte
+from subbyte.convert.manifest import read_manifest
+from subbyte.convert.mix import layer_number, tensor_class
+from subbyte.convert.recipe import Recipe
+from subbyte.convert.report import Report, Row
+from subbyte.convert.source import open_source
+from subbyte.convert.verification import Comparison, Progress, verify
+from subbyte.paths import checked_path
+
+VERSION = 1
+
+ROLES: Mapping[str, str] = {
+    "OUT": "output", "EMB": "embedding", "V": "attention value", "K": "attention key", "Q": "attention query",
+    "O": "attention output", "UP": "feed-forward up", "GATE": "feed-forward gate", "DOWN": "feed-forward down",
+    "": "norms and others",
+}  # fmt: skip
+"""Names of the classes of tensors (:func:`~subbyte.convert.mix.tensor_class`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of the report; numbers that are not known are ``None``.
+
+    Attributes:
+        name, role, layer: its name, what it is for, and its layer (-1 outside the layers).
+        type, shape, elements, nbytes, bits_per_weight: how it is stored.
+        source_type, source_nbytes, kind, seconds: what the conversion did, from the manifest.
+        sha256: its hash, from the manifest.
+        max_error, rms_error, relative_error, sqnr, cosine: against the source, where there is one.
+    """
+
+    name: str
+    role: str
+    layer: int
+    type: str
+    shape: tuple[int, ...]
+    elements: int
+    nbytes: int
+    bits_per_weight: float
+    source_type: str | None = None
+    source_nbytes: int | None = None
+    kind: str | None = None
+    seconds: float | None = None
+    sha256: str | None = None
+    max_error: float | None = None
+    rms_error: float | None = None
+    relative_error: float | None = None
+    sqnr: float | None = None
+    cosine: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What :func:`subbyte.report` found.
+
+    Attributes:
+        path, against: the file, and the source its errors are measured against.
+        made: how it was made, from its manifest: ``src``, ``to``, ``seconds``, ``subbyte``; empty without one.
+        tensors: in file order.
+        failures, warnings: of the verification, and of the conversion.
+        checked: when and how the bytes were checked.
+    """
+
+    path: Path
+    against: Path | None
+    made: Mapping[str, Any]
+    tensors: tuple[Entry, ...]
+    failures: tuple[str, ...]
+    warnings: tuple[str, ...]
+    checked: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.tensors)
+
+    @property
+    def elements(self) -> int:
+        """Elements of all tensors."""
+        return sum(entry.elements for entry in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per element over all tensors."""
+        return 8 * self.nbytes / self.elements if self.elements else 0.0
+
+    def by_role(self) -> dict[str, tuple[int, int, float]]:
+        """Tensors, bytes and bits per weight of each role, the largest first."""
+        found: dict[str, tuple[int, int, int]] = {}
+        for entry in self.tensors:
+            count, size, elements = found.get(entry.role, (0, 0, 0))
+            found[entry.role] = (count + 1, size + entry.nbytes, elements + entry.elements)
+        ordered = sorted(found.items(), key=lambda item: -item[1][1])
+        return {role: (count, size, 8 * size / max(elements, 1)) for role, (count, size, elements) in ordered}
+
+    def worst(self, count: int = 10) -> list[Entry]:
+        """The tensors with the largest relative errors."""
+        measured = [entry for entry in self.tensors if entry.relative_error]
+        return sorted(measured, key=lambda entry: -(entry.relative_error or 0.0))[:count]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``; ``version`` changes when a field changes its meaning."""
+        return {
+            "version": VERSION,
+            "subbyte": subbyte.__version__,
+            "path": str(self.path),
+            "against": None if self.against is None else str(self.against),
+            "checked": self.checked,
+            "made": dict(self.made),
+            "nbytes": self.nbytes,
+            "elements": self.elements,
+            "bits_per_weight": self.bits_per_weight,
+            "roles": {
+                role: {"tensors": count, "nbytes": size, "bits_per_weight": bits}
+                for role, (count, size, bits) in self.by_role().items()
+            },
+            "tensors": [asdict(entry) for entry in self.tensors],
+            "failures": list(self.failures),
+            "warnings": list(self.warnings),
+        }
+
+    def to_csv(self) -> str:
+        """One line for each tensor, under a line of names; unknown numbers are empty."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        names = [field.name for field in fields(Entry)]
+        writer.writerow(names)
+        for entry in self.tensors:
+            values = [getattr(entry, name) for name in names]
+            writer.writerow(["x".join(map(str, value)) if isinstance(value, tuple) else value for value in values])
+        return out.getvalue()
+
+    def to_html(self) -> str:
+        """A page with plots that needs nothing but a browser."""
+        from subbyte.convert.page import page
+
+        return page(self)
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"{self.path}: {len(self.tensors)} tensors, {self.nbytes:,} bytes, "
+            f"{self.bits_per_weight:.2f} bits per weight; {self.checked}"
+        )
+
+
+def report(
+    path: str | PathLike[str], against: str | PathLike[str] | None = None, *, progress: Progress | None = None
+) -> Summary:
+    """What is in a GGUF file, how it was made, and with ``against`` how far it is from its source.
+
+    How it was made comes from the manifest that :func:`subbyte.convert` left beside the file; other files have a report
+    as well. Nothing is computed without ``against``; with it, the file is verified (:func:`subbyte.verify`).
+
+    Args:
+        path: the GGUF file.
+        against: checkpoint folder or GGUF file it was made from.
+        progress: called with (elements done, elements of all tensors, name).
+
+    Raises:
+        Error: a file cannot be opened or read, or the manifest is damaged.
+    """
+    path = checked_path(path)
+    manifest = read_manifest(path)
+    stale = manifest is not None and not manifest.describes(path)
+    made = None if manifest is None or stale else Report.from_json(manifest.report)
+    rows = {row.name: row for row in made.tensors} if made else {}
+    checked = None if against is None else verify(path, against, progress=progress)
+    errors = {row.name: row for row in checked.tensors} if checked else {}
+    entries = [_entry(recipe, rows.get(recipe.name), errors.get(recipe.name)) for recipe in open_source(path).recipes]
+    facts = {}
+    if made and manifest:
+        facts = {"src": str(made.src), "to": made.to, "seconds": made.seconds, "subbyte": manifest.identity["subbyte"]}
+    warnings = [] if made is None else list(made.warnings)
+    if stale:
+        warnings.append("the file was changed after its manifest was written: the manifest is left out")
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    how = (
+        f"headers only, {when}"
+        if checked is None
+        else f"all bytes, against {checked.against}, {when}: {len(checked.failures)} failures"
+    )
+    return Summary(path, None if checked is None else checked.against, facts, tuple(entries),
+                   () if checked is None else checked.failures, tuple(warnings), how)  # fmt: skip
+
+
+def _entry(recipe: Recipe, row: Row | None, error: Comparison | None) -> Entry:
+    size = recipe.source_nbytes
+    bits = 8 * size / recipe.elements if recipe.elements else 0.0
+    entry = Entry(recipe.name, ROLES[tensor_class(recipe.name)], layer_number(recipe.name), recipe.type, recipe.shape,
+                  recipe.elements, size, bits)  # fmt: skip
+    if row is not None:
+        entry = replace(entry, source_type=row.source_type, source_nbytes=row.source_nbytes, kind=row.kind,
+                        seconds=row.seconds, sha256=row.sha256)  # fmt: skip
+    if error is not None:
+        entry = replace(
+            entry, kind=entry.kind or error.kind, max_error=_known(error.max_error), rms_error=_known(error.rms_error),
+            relative_error=_known(error.relative_error), sqnr=_known(error.sqnr), cosine=_known(error.cosine),
+        )  # fmt: skip
+    return entry
+
+
+def _known(value: Any) -> float | None:
+    return value if isinstance(value, float) and math.isfinite(value) else None
+
+
+def histogram(values: Sequence[tuple[float, int]]) -> list[tuple[str, int]]:
+    """Elements by bits per weight, one bar for each whole bit; ``values`` are (bits per weight, elements)."""
+    bars: dict[int, int] = {}
+    for bits, elements in values:
+        bars[int(bits)] = bars.get(int(bits), 0) + elements
+    return [(f"{bits}-{bits + 1}", bars[bits]) for bits in sorted(bars)]
