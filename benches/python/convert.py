@@ -1,7 +1,9 @@
-"""Converting a synthetic bfloat16 Llama checkpoint to GGUF, all cores, against a gguf-py loop where that has the type.
+"""Converting a synthetic bfloat16 Llama checkpoint to GGUF, against llama.cpp's quantizer, gguf-py and ``cp``.
 
 Every conversion runs in a process of its own: wall time, CPU time of all threads, peak memory (mapped files included).
-The fastest of several runs counts, which finds the checkpoint in the page cache.
+Everyone takes turns and the fastest of several runs counts, which finds the checkpoint in the page cache. llama.cpp
+(``SUBBYTE_BENCH_LLAMA``: path of its libllama) starts from an F16 GGUF file, which its users have to make first; ``cp``
+copies the checkpoint's safetensors file and waits until it is on the disk, as a conversion does.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -20,11 +23,13 @@ from common import record, today
 
 import subbyte
 from subbyte.arrays import small_float
+from subbyte.convert.mix import file_type
 from subbyte.io.safetensors import write_safetensors
 
 HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 2048, 5632, 32_000, 16
-TARGETS = ("gguf.f16", "gguf.q8_0", "gguf.q4_0", "gguf.q6_k", "gguf.q4_k_m")
+TARGETS = ("gguf.bf16", "gguf.f16", "gguf.q8_0", "gguf.q4_0", "gguf.q6_k", "gguf.q4_k_m")
 GGUF_PY = {"gguf.f16": "F16", "gguf.q8_0": "Q8_0", "gguf.q4_0": "Q4_0"}
+LLAMA_QUANTIZE = ("gguf.q8_0", "gguf.q4_0", "gguf.q6_k", "gguf.q4_k_m")
 
 
 def write_checkpoint(folder: Path, layers: int) -> None:
@@ -79,14 +84,15 @@ def with_gguf_py(src: Path, dst: Path, kind: str) -> None:
     writer.close()
 
 
-def measured(arguments: list[str]) -> dict[str, float]:
-    """Runs this file with ``arguments`` in a process of its own."""
+def measured(command: list[str], threads: int) -> dict[str, float]:
+    """Runs a command in a process of its own."""
     sys.stdout.flush()
+    environment = os.environ | {"SUBBYTE_NUM_THREADS": str(threads)}
     start = time.perf_counter()
-    child = os.posix_spawn(sys.executable, [sys.executable, __file__, *arguments], os.environ)
+    child = os.posix_spawnp(command[0], command, environment)
     _, status, usage = os.wait4(child, 0)
     if status:
-        raise SystemExit(f"{' '.join(arguments)}: failed")
+        raise SystemExit(f"{' '.join(command)}: failed")
     return {
         "wall_s": round(time.perf_counter() - start, 3),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
@@ -94,32 +100,62 @@ def measured(arguments: list[str]) -> dict[str, float]:
     }
 
 
+def competitors(src: Path, dst: Path, f16: Path, target: str, threads: int) -> dict[str, tuple[str, list[str]]]:
+    """Version and command of everyone who has the target."""
+
+    def own(name: str) -> list[str]:
+        return [sys.executable, __file__, "--job", name, str(src), str(dst), target]
+
+    found = {"subbyte": (subbyte.__version__, own("subbyte"))}
+    if target in GGUF_PY:
+        found["gguf-py"] = version("gguf"), own("gguf-py")
+    if target in LLAMA_QUANTIZE and "SUBBYTE_BENCH_LLAMA" in os.environ:
+        script = Path(__file__).parent / "llama_quantize.py"
+        numbers = str(file_type(target.removeprefix("gguf.")).number), str(threads)
+        found["llama-quantize"] = "ggml 0.25", [sys.executable, str(script), str(f16), str(dst), *numbers]
+    if target == "gguf.bf16":
+        copy = ["sh", "-c", 'cp "$0" "$1" && sync "$1"', str(src / "model.safetensors"), str(dst)]
+        found["cp + sync"] = platform.system(), copy
+    return found
+
+
 def main() -> None:
     """Writes the checkpoint, converts it with everyone, prints and records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=4, help="layers of 52 million weights; 131 million beside them")
+    parser.add_argument("--layers", type=int, default=14, help="layers of 51 million weights; 131 million beside them")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of ours and of llama.cpp")
     parser.add_argument("--runs", type=int, default=3, help="runs of each conversion; the fastest counts")
+    parser.add_argument("--targets", default=",".join(TARGETS), help="targets, separated by commas")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--record", action="store_true", help="store the figures in benches/record")
     options = parser.parse_args()
+    targets = options.targets.split(",")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        src, dst = Path(folder) / "checkpoint", Path(folder) / "model.gguf"
+        src, dst, f16 = (Path(folder) / name for name in ("checkpoint", "model.gguf", "f16.gguf"))
         src.mkdir()
         # In another process: what this one had in memory would count as the peak of those it starts.
-        measured(["--job", "write", str(src), str(options.layers)])
+        here = [sys.executable, __file__, "--job"]
+        measured([*here, "write", str(src), str(options.layers)], options.threads)
+        if "SUBBYTE_BENCH_LLAMA" in os.environ and set(targets) & set(LLAMA_QUANTIZE):
+            measured([*here, "subbyte", str(src), str(f16), "gguf.f16"], options.threads)
         millions = (src / "model.safetensors").stat().st_size // 2_000_000
-        for target in TARGETS:
+        for target in targets:
+            jobs = competitors(src, dst, f16, target, options.threads)
+            runs: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
+            for _ in range(options.runs):
+                for name, (_, command) in jobs.items():
+                    dst.unlink(missing_ok=True)
+                    runs[name].append(measured(command, options.threads))
             rows = {}
-            jobs = {"subbyte": f"{subbyte.__version__}"}
-            if target in GGUF_PY:
-                jobs["gguf-py"] = version("gguf")
-            for name, found in jobs.items():
-                runs = [measured(["--job", name, str(src), str(dst), target]) for _ in range(options.runs)]
-                best = min(runs, key=lambda run: run["wall_s"])
+            for name, (found, _) in jobs.items():
+                best = min(runs[name], key=lambda run: run["wall_s"])
                 rows[name] = {"date": today(), "version": found, **best}
-                print(f"{target:12}{name:10}" + "  ".join(f"{k} {v:g}" for k, v in best.items()), flush=True)
+                times = best["wall_s"] / rows["subbyte"]["wall_s"]
+                facts = "  ".join(f"{key} {value:g}" for key, value in best.items())
+                print(f"{target:12}{name:16}{facts}  {times:.2f} × ours", flush=True)
             if options.record:
-                record("convert", f"{millions} million bfloat16 weights, {os.cpu_count()} cores", {target: rows})
+                what = f"{millions} million bfloat16 weights, {options.threads} threads, {os.cpu_count()} cores"
+                record("convert", what, {target: rows})
 
 
 def job(name: str, src: str, *arguments: str) -> None:
