@@ -153,7 +153,7 @@ def make_plan(
     source.warnings += _idle_rules(source, options)
     if strict and source.warnings:
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
-    copied = source.format == "gguf" and not target_name and not options.asks and not budget
+    copied = source.format == "gguf" and not target_name and not budget
     target = _noted_type(source) if copied else file_type(target_name or _own_type(source))
     # A checkpoint becomes a float or Q8_0 file in one step of the original converter; every other file is what the
     # original quantizer makes of a file that holds the checkpoint exactly.
@@ -161,7 +161,7 @@ def make_plan(
     if types is not None:
         chosen = _given_types(source, types)
     elif copied:
-        chosen = {recipe.name: recipe.type for recipe in source.recipes}
+        chosen = {recipe.name: _overridden(recipe, options) or recipe.type for recipe in source.recipes}
     elif budget:
         chosen = _budgeted_types(source, options, data, target_size, target_bpw)
         target = nearest_file_type(_shares(source, chosen))
@@ -287,10 +287,15 @@ def _converter_types(source: Source, target: FileType | None, options: MixOption
             chosen[recipe.name] = _kept_type(source, recipe)
         else:
             chosen[recipe.name] = converter_type(recipe.name, recipe.shape, target)
-        own = overridden(recipe.name, recipe.shape, options) if is_quantizable(recipe.name, recipe.shape) else None
+        own = _overridden(recipe, options)
         if own and recipe.name not in source.unknown:
             chosen[recipe.name] = own
     return chosen
+
+
+def _overridden(recipe: Recipe, options: MixOptions) -> str | None:
+    """The type that the user asked for, where the tensor may be quantized."""
+    return overridden(recipe.name, recipe.shape, options) if is_quantizable(recipe.name, recipe.shape) else None
 
 
 def _mixed_types(
@@ -438,7 +443,7 @@ def _shape(shape: tuple[int, ...], *, keep: bool) -> tuple[int, ...]:
 
 def _metadata(source: Source, target: FileType, direct: bool) -> dict[str, GgufValue]:
     """The source's keys with those that tell the file type: in place in a direct file, last in a mixed one."""
-    keys = dict(source.metadata)
+    keys = {key: value for key, value in source.metadata.items() if key != "general.alignment"}
     marks = {
         "general.quantization_version": GgufValue("u32", 2),
         "general.file_type": GgufValue("u32", target.number),

@@ -386,7 +386,7 @@ def _gguf(path: Path) -> Source:
     metadata = {
         key: GgufValue(file.metadata_types[key], value)
         for key, value in file.metadata.items()
-        if key != "general.alignment" and not key.startswith("split.")
+        if not key.startswith("split.")
     }
     recipes = []
     for name, tensor in file.items():

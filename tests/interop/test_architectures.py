@@ -1,0 +1,118 @@
+"""llama.cpp loads and runs what every architecture's checkpoint becomes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import subbyte
+from checkpoints import GOLDEN
+from llama import Model
+from subbyte.arch import ARCHITECTURES
+from subbyte.io.safetensors import write_safetensors
+from subbyte.jsonfile import read_object, read_object_if_there
+from test_arch_convert import (
+    DENSE, EXPERTS, HEADS, HIDDEN, INNER, MOE, attention, deepseek_v3, experts, gemma3_data, save, tensors,
+)  # fmt: skip
+
+CONVERT = GOLDEN / "convert"
+STORED = ("llama", "qwen2", "qwen2moe", "gemma2", "phi3", "gptoss", "deepseek2", "bert")
+
+
+def _mixtral() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    shapes = attention() | {"model.layers.N.block_sparse_moe.gate.weight": (EXPERTS, HIDDEN)}
+    parts = {"w1": (INNER, HIDDEN), "w2": (HIDDEN, INNER), "w3": (INNER, HIDDEN)}
+    shapes |= experts("model.layers.N.block_sparse_moe.experts", parts)
+    return tensors(shapes), {"model_type": "mixtral", "num_local_experts": EXPERTS, "num_experts_per_tok": 2}
+
+
+def _qwen3_moe() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    shapes = attention(norms=True) | {"model.layers.N.mlp.gate.weight": (EXPERTS, HIDDEN)}
+    parts = {"gate_proj": (MOE, HIDDEN), "up_proj": (MOE, HIDDEN), "down_proj": (HIDDEN, MOE)}
+    shapes |= experts("model.layers.N.mlp.experts", parts)
+    config = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": MOE, "head_dim": 16}
+    return tensors(shapes), {"model_type": "qwen3_moe", **config}
+
+
+MADE: dict[str, tuple[str, Callable[[], tuple[dict[str, np.ndarray], dict[str, Any]]]]] = {
+    "mistral": ("llama", lambda: (tensors(attention() | DENSE), {"model_type": "mistral"})),
+    "mixtral": ("llama", _mixtral),
+    "qwen3": ("qwen2", lambda: (tensors(attention(norms=True) | DENSE), {"model_type": "qwen3", "head_dim": 16})),
+    "qwen3_moe": ("qwen2", _qwen3_moe),
+    "gemma3": ("gemma2", lambda: (gemma3_data(np.float32), {"model_type": "gemma3_text", "head_dim": 16,
+                                                            "tie_word_embeddings": None, "sliding_window": 16})),
+    "deepseek_v3": ("qwen2", lambda: deepseek_v3(n_group=2, topk_group=1)),
+}  # fmt: skip
+
+
+def _loadable(stored: Path, folder: Path) -> Path:
+    """The checkpoint, with what llama.cpp asks of every real one of its kind, and what a tiny one may lack.
+
+    That is a merge in a BPE vocabulary, special tokens within the vocabulary, and 27 layers where DeepSeek-V2 has no
+    ``q_lora_rank``: the number by which the Lite models are known.
+    """
+    shutil.copytree(stored, folder)
+    config = read_object(folder / "config.json")
+    if config["model_type"] == "phi3":
+        config |= {"bos_token_id": 1, "eos_token_id": 2}
+    if config["model_type"] == "deepseek_v2":
+        config["num_hidden_layers"] = 27
+        data = {name: weight.decode() for name, weight in subbyte.open(stored).items()}
+        layer = {name: value for name, value in data.items() if ".layers.0." in name}
+        for n in range(1, 27):
+            data |= {name.replace(".0.", f".{n}.", 1): value for name, value in layer.items()}
+        write_safetensors(folder / "model.safetensors", data)
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = read_object_if_there(folder / "tokenizer.json")
+    if tokenizer.get("model", {}).get("merges") == []:
+        tokenizer["model"]["merges"] = ["t h"]
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def _checkpoint(tmp_path: Path, name: str) -> Path:
+    """A small checkpoint with a tokenizer: a stored one, or one that borrows a stored one's vocabulary."""
+    if name in STORED:
+        return _loadable(CONVERT / f"tiny-{name}", tmp_path / "model")
+    lender, make = MADE[name]
+    data, config = make()
+    stored = CONVERT / f"tiny-{lender}"
+    size = subbyte.open(stored)["model.embed_tokens.weight"].shape[0]
+    random = np.random.default_rng(5)
+    for part in ("model.embed_tokens.weight", "lm_head.weight"):
+        if part in data:
+            data[part] = random.standard_normal((size, HIDDEN)).astype(np.float32)
+    folder = save(tmp_path / name, data, **{**config, "vocab_size": size})
+    for file in stored.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def test_every_architecture_is_here(tmp_path: Path) -> None:
+    known = {name for arch in ARCHITECTURES for name in arch.model_types}
+    here = {read_object(_checkpoint(tmp_path / name, name) / "config.json")["model_type"] for name in (*STORED, *MADE)}
+    assert known - here == {"gemma3"}  # the multimodal one, whose language model is a gemma3_text
+
+
+@pytest.mark.parametrize("to", ["gguf", "gguf.f32", "gguf.f16", "gguf.bf16", "gguf.q8_0"])
+@pytest.mark.parametrize("name", [*STORED, *MADE])
+def test_llama_cpp_runs_it(tmp_path: Path, name: str, to: str, note: Callable[[str, Any], None]) -> None:
+    path = tmp_path / "model.gguf"
+    report = subbyte.convert(_checkpoint(tmp_path, name), path, to=to)
+    with Model(path, embeddings=name == "bert") as model:
+        tokens = model.tokenize("the cat sat on the mat")
+        assert tokens
+        assert max(tokens) < model.vocabulary_size
+        if name == "bert":
+            assert np.isfinite(model.embedding(tokens)).all()
+        else:
+            _, logits = model.greedy(tokens, 8)
+            assert np.isfinite(logits).all()
+            assert logits.std() > 0
+    note(f"architecture {name} {to}", {"tensors": len(report.tensors), "warnings": list(report.warnings)})
