@@ -521,3 +521,23 @@ def test_every_file_type_that_needs_no_importance(tmp_path: Path, name: str) -> 
     assert file.metadata["general.file_type"] == FILE_TYPES[name].number
     assert FILE_TYPES[name].base in {tensor.type for tensor in file.values()} or name == "MXFP4_MOE"
     assert subbyte.verify(tmp_path / "out.gguf", SMALL_LLAMA).failures == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["quantized/tiny-llama.Q4_K_M.gguf", "quantized/tiny-qwen2.Q8_0-pure.gguf", "convert/tiny-gptoss.gguf"]
+)
+def test_a_gguf_file_whose_target_is_gguf_is_copied_to_the_byte(tmp_path: Path, name: str) -> None:
+    report = subbyte.convert(GOLDEN / name, tmp_path / "out.gguf", to="gguf")
+    assert (tmp_path / "out.gguf").read_bytes() == (GOLDEN / name).read_bytes()
+    assert report.to == "gguf"
+    assert {row.kind for row in report.tensors} == {"exact"}
+
+
+def test_a_copy_changes_only_the_tensors_it_is_told_to(tmp_path: Path) -> None:
+    source = GOLDEN / "convert" / "tiny-llama-bf16.gguf"
+    subbyte.convert(source, tmp_path / "out.gguf", to="gguf", tensor_type=["ffn_down=q8_0"])
+    with GgufFile(source) as want, GgufFile(tmp_path / "out.gguf") as got:
+        assert list(got) == list(want)
+        for name, tensor in got.items():
+            assert tensor.type == ("Q8_0" if "ffn_down" in name else want[name].type)
+            assert "ffn_down" in name or got.raw(name).tobytes() == want.raw(name).tobytes()

@@ -28,7 +28,7 @@ EVENTS = (
 )  # fmt: skip
 SENTENCES = [f"{subject} {event}." for subject in SUBJECTS for event in EVENTS]
 #: Least share of sentences whose nearest neighbour stays, and least cosine of any embedding with that of F32.
-LEAST = {"f16": (1.0, 0.9999), "q8_0": (0.97, 0.998), "q4_k_m": (0.8, 0.93)}
+LEAST = {"f16": (1.0, 0.9999), "q8_0": (0.95, 0.998), "q4_k_m": (0.8, 0.93)}
 
 
 def _embeddings(path: Path) -> np.ndarray:
