@@ -10,15 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama import Model
 
 import subbyte
 from checkpoints import GOLDEN
-from llama import Model
 from subbyte.arch import ARCHITECTURES
 from subbyte.io.safetensors import write_safetensors
 from subbyte.jsonfile import read_object, read_object_if_there
 from test_arch_convert import (
-    DENSE, EXPERTS, HEADS, HIDDEN, INNER, MOE, attention, deepseek_v3, experts, gemma3_data, save, tensors,
+    DENSE,
+    EXPERTS,
+    HIDDEN,
+    INNER,
+    MOE,
+    attention,
+    deepseek_v3,
+    experts,
+    gemma3_data,
+    save,
+    tensors,
 )  # fmt: skip
 
 CONVERT = GOLDEN / "convert"

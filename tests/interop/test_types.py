@@ -9,10 +9,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from llama import Model, quantize
 
 import subbyte
 from checkpoints import SMALL_LLAMA
-from llama import Model, quantize
 from subbyte.convert.mix import FILE_TYPES
 from subbyte.imatrix import Entry, ImportanceMatrix, load_imatrix, save_imatrix
 from subbyte.io.gguf import GgufFile
@@ -80,8 +80,8 @@ def test_bytes_tokens_and_logits_equal_those_of_llama_quantize(
     file, vectors = importance
     try:
         subbyte.convert(f16, ours, to=f"gguf.{name.lower()}", imatrix=file if weighted else None)
-    except subbyte.ArgumentError as error:
-        assert "needs importance data" in str(error)
+    except subbyte.ArgumentError:
+        assert not weighted
         with pytest.raises(AssertionError):
             quantize(f16, theirs, FILE_TYPES[name].number)
         note(f"type {name} plain", "both refuse without importance data")
