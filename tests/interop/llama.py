@@ -40,7 +40,7 @@ class Model:
         assert self._model, f"llama.cpp does not load {path.name}: {''.join(_messages)}"
         settings = llama.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = 256
-        settings.n_threads = settings.n_threads_batch = 2
+        settings.n_threads = settings.n_threads_batch = 1
         settings.embeddings = embeddings
         self._context = llama.llama_init_from_model(self._model, settings)
         assert self._context, f"no context for {path.name}: {''.join(_messages)}"

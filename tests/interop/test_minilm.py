@@ -57,7 +57,7 @@ def test_neighbours(tmp_path: Path, note: Callable[[str, Any], None]) -> None:
         nearest = float((_nearest(got)[:, 0] == _nearest(want)[:, 0]).mean())
         shared = [len(set(a) & set(b)) for a, b in zip(_nearest(got)[:, :5], _nearest(want)[:, :5], strict=True)]
         cosine = float((got * want).sum(1).min())
-        note(f"minilm {name}", {"nearest kept": nearest, "of the nearest five": np.mean(shared) / 5,
-                                "least cosine": round(cosine, 5), "bits per weight": report.bits_per_weight})  # fmt: skip
+        figures = {"nearest kept": nearest, "of the nearest five": float(np.mean(shared)) / 5}
+        note(f"minilm {name}", figures | {"least cosine": cosine, "bits per weight": report.bits_per_weight})
         assert nearest >= least_nearest, (name, nearest)
         assert cosine >= least_cosine, (name, cosine)

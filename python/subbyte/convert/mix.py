@@ -72,11 +72,6 @@ class MixOptions:
     tensor_type: tuple[tuple[re.Pattern[str], str], ...] = ()
     importance: bool = False
 
-    @property
-    def asks(self) -> bool:
-        """Whether any type is asked for."""
-        return bool(self.pure or self.output_tensor_type or self.token_embedding_type or self.tensor_type)
-
 
 def file_type(name: str) -> FileType:
     """The file type called ``name`` (any case, aliases such as ``q4_k`` included).
