@@ -1,12 +1,17 @@
 //! Scalar conversions (specification: GGUF, section 3). They are the definition; every SIMD level reproduces them.
 
+/// 2^exponent, exactly, for the exponents of normal numbers; the precision of `powi` is not specified.
+pub(crate) const fn power_of_two(exponent: i32) -> f32 {
+    f32::from_bits(((127 + exponent) as u32) << 23)
+}
+
 /// f16 bits to f32, exactly; NaN payloads are kept, with the quiet bit set as hardware does.
 pub fn f16_to_f32(h: u16) -> f32 {
     let sign = u32::from(h & 0x8000) << 16;
     let exponent = u32::from(h >> 10) & 31;
     let mantissa = u32::from(h & 0x3FF);
     let bits = match (exponent, mantissa) {
-        (0, m) => return f32::from_bits(sign | (m as f32 * 2f32.powi(-24)).to_bits()),
+        (0, m) => return f32::from_bits(sign | (m as f32 * power_of_two(-24)).to_bits()),
         (31, 0) => 0x7F80_0000,
         (31, m) => 0x7FC0_0000 | m << 13,
         (e, m) => (e + 112) << 23 | m << 13,

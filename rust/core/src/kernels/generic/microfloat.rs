@@ -3,7 +3,7 @@
 use crate::block::Rows;
 use crate::block::microfloat::{Mxfp4, Nvfp4};
 use crate::block::microfloat::{mxfp4, nvfp4};
-use crate::float::{self, KV4};
+use crate::float::{self, KV4, power_of_two};
 use crate::kernels::generic::convert;
 use crate::kernels::generic::groups::{Encode16, abs_max, lanes};
 use crate::kernels::simd::{LANES, Simd};
@@ -233,7 +233,7 @@ impl Encode16 for Mxfp4 {
         unsafe {
             let amax = abs_max::<S, 32>(x);
             let zero = S::splat(0.0);
-            let usual = S::m_and(S::gt(amax, S::splat(2f32.powi(-120))), S::lt(amax, S::splat(2f32.powi(126))));
+            let usual = S::m_and(S::gt(amax, S::splat(power_of_two(-120))), S::lt(amax, S::splat(power_of_two(126))));
             let usual = S::m_bits(S::m_or(usual, S::eq(amax, zero)));
             let e = S::iselect(S::eq(amax, zero), S::isplat(0), exponent::<S>(amax));
             // 2^(128-e), or 0 for a zero block.
@@ -275,7 +275,7 @@ unsafe fn to_ue4m3<S: Simd>(x: S::F) -> S::I {
 unsafe fn half_of_ue4m3<S: Simd>(code: S::I) -> S::F {
     unsafe {
         let normal = S::from_bits(S::ishl::<20>(S::iadd(code, S::isplat(119 << 3))));
-        let subnormal = S::mul(S::to_f(code), S::splat(2f32.powi(-10)));
+        let subnormal = S::mul(S::to_f(code), S::splat(power_of_two(-10)));
         S::select(S::igt(S::isplat(8), code), subnormal, normal)
     }
 }
