@@ -14,6 +14,7 @@ from llama import Model, quantize
 import subbyte
 from checkpoints import SMALL_LLAMA
 from subbyte.convert.mix import FILE_TYPES
+from subbyte.ggml import TYPES
 from subbyte.imatrix import Entry, ImportanceMatrix, load_imatrix, save_imatrix
 from subbyte.io.gguf import GgufFile
 
@@ -86,12 +87,18 @@ def test_bytes_tokens_and_logits_equal_those_of_llama_quantize(
             quantize(f16, theirs, FILE_TYPES[name].number)
         note(f"type {name} plain", "both refuse without importance data")
         return
+    count = len(GgufFile(ours))
+    if TYPES[FILE_TYPES[name].base].number in iter(gguf.GGMLQuantizationType):  # older releases lack the newest types
+        assert len(gguf.GGUFReader(ours).tensors) == count
+    if name == "NVFP4":  # llama.cpp runs it, its quantizer does not make it
+        with Model(ours) as model:
+            assert np.isfinite(model.greedy(model.tokenize(TEXT), 16)[1]).all()
+        note(f"type {name}", "loads and runs; llama_model_quantize does not make it")
+        return
     quantize(f16, theirs, FILE_TYPES[name].number, vectors if weighted else None)
-    differing = _differing(ours, theirs)
-    assert not differing
+    assert not _differing(ours, theirs)
     _same_run(ours, theirs)
-    assert len(gguf.GGUFReader(ours).tensors) == len(GgufFile(ours))
-    note(f"type {name} {'imatrix' if weighted else 'plain'}", f"{len(GgufFile(ours))} tensors equal, logits equal")
+    note(f"type {name} {'imatrix' if weighted else 'plain'}", f"{count} tensors equal, logits equal")
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0"])
