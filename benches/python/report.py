@@ -33,6 +33,8 @@ differ: read ratios, not rates.
   `benches/python/goals.py`.
 """
 
+CONVERTERS = ("subbyte", "gguf-py", "llama-quantize", "cp + sync")
+
 
 def main() -> int:
     """Writes the page, or says whether it is up to date."""
@@ -76,8 +78,8 @@ def _processor(record: dict[str, Any]) -> Iterator[str]:
         yield f"### Converting {job}\n"
         yield "Wall time; CPU time of all threads and peak memory, mapped files included, in brackets.\n"
         yield from _table(
-            ["", "subbyte", "gguf-py"],
-            ([target, *(_job(runs.get(name)) for name in ("subbyte", "gguf-py"))] for target, runs in targets.items()),
+            ["", *CONVERTERS],
+            ([target, *(_job(runs.get(name)) for name in CONVERTERS)] for target, runs in targets.items()),
         )
 
 
