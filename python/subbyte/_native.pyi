@@ -87,6 +87,9 @@ class GgufReader:
     """All files of an open GGUF model."""
 
     def __init__(self, path: str, mapped: bool) -> None: ...
+    @staticmethod
+    def remote(object: Any, name: str) -> GgufReader:
+        """Over a `subbyte.io.remote.RemoteFile` called ``name``."""
     def facts(self) -> tuple[int, bool, int]:
         """Version, whether big-endian, alignment."""
     def files(self) -> list[tuple[str, int]]:
@@ -120,6 +123,9 @@ class SafetensorsReader:
     """An open safetensors file."""
 
     def __init__(self, path: str, mapped: bool) -> None: ...
+    @staticmethod
+    def remote(object: Any) -> SafetensorsReader:
+        """Over a `subbyte.io.remote.RemoteFile`."""
     @property
     def nbytes(self) -> int: ...
     def metadata(self) -> list[tuple[str, str]]: ...

@@ -50,14 +50,14 @@ def identify(plan: Plan, header: bytes) -> dict[str, Any]:
         IoError: a file of the source cannot be looked at.
     """
     origins = [
-        [tensor.name, tensor.recipe.type, *([where.path.name, where.offset] for where in tensor.recipe.ranges)]
+        [tensor.name, tensor.recipe.type, *([Path(where.path).name, where.offset] for where in tensor.recipe.ranges)]
         for tensor in plan.tensors
     ]
     files = [stamp(path) for path in plan.source.files if not path.name.endswith(MANIFEST_SUFFIX)]
     return {
         "subbyte": __version__,
         "options": dict(plan.options),
-        "source": {str(name): [size, modified] for name, size, modified in files},
+        "source": {str(name): [size, modified] for name, size, modified in files} | plan.source.remote,
         "plan": digest(header + json.dumps(origins).encode()),
     }
 

@@ -27,7 +27,7 @@ from subbyte.ggml import TYPES
 class ByteRange(NamedTuple):
     """A part of a source file."""
 
-    path: Path
+    path: str
     offset: int
     nbytes: int
 

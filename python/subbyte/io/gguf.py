@@ -19,8 +19,8 @@ import numpy.typing as npt
 from subbyte import _native, arguments
 from subbyte.arrays import Array, load, small_float
 from subbyte.errors import ArgumentError, UnsupportedError
+from subbyte.io.remote import RemotePath, place
 from subbyte.io.source import PlannedWriter, planned, to_bytes, typed, view
-from subbyte.paths import checked_path
 
 __all__ = ["GgufFile", "GgufTensor", "GgufValue", "GgufWriter", "StringArray", "gguf_nbytes", "write_gguf"]
 
@@ -181,7 +181,7 @@ class GgufFile(Mapping[str, GgufTensor]):
     Opening reads and checks the header only. The first shard of a split model opens all of them.
 
     Args:
-        path: the file, or the first shard.
+        path: the file, or the first shard; a remote address as well (`subbyte.io.remote`).
         mmap: hand out views of the memory-mapped file. A mapped file that another program truncates kills the process
             when its missing part is touched; pass ``False`` for files on unreliable disks: data is copied then.
 
@@ -194,7 +194,12 @@ class GgufFile(Mapping[str, GgufTensor]):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, mmap: bool = True) -> None:
-        reader = _native.GgufReader(os.fspath(checked_path(path)), mmap)
+        where = place(path)
+        if isinstance(where, RemotePath):
+            reader = _native.GgufReader.remote(where.open(), where.name)
+            where.seal()
+        else:
+            reader = _native.GgufReader(os.fspath(where), mmap)
         self._reader: _native.GgufReader | None = reader
         self._version, big, self._alignment = reader.facts()
         self._byte_order = "big" if big else "little"

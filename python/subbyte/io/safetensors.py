@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,12 +21,14 @@ import numpy.typing as npt
 from subbyte import _native, arguments
 from subbyte.arrays import Array, load, small_float
 from subbyte.errors import ArgumentError, CorruptError, FormatError, UnsupportedError
+from subbyte.io.remote import Place, RemotePath, place
 from subbyte.io.source import PlannedWriter, load_json, planned, typed, view
-from subbyte.paths import checked_path
 
 __all__ = ["SafetensorsFile", "SafetensorsTensor", "SafetensorsWriter", "write_safetensors"]
 
 _INDEX = ".safetensors.index.json"
+#: Remote files whose beginnings are fetched at the same time.
+_AT_ONCE = 8
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: NumPy type by dtype; for the small floats the `ml_dtypes` name comes first, the bits stand in without that package.
 _DTYPES: dict[str, tuple[str | None, str]] = {
@@ -77,7 +80,8 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
     Names come in the header's order; those of several shards in sorted order of the shards.
 
     Args:
-        path: a file, an index (``*.safetensors.index.json``), or a folder that holds one or the other.
+        path: a file, an index (``*.safetensors.index.json``), or a folder that holds one or the other; a remote
+            address as well (`subbyte.io.remote`).
         mmap: hand out views of the memory-mapped files. A mapped file that another program truncates kills the process
             when its missing part is touched; pass ``False`` for files on unreliable disks: data is copied then.
 
@@ -89,15 +93,14 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, mmap: bool = True) -> None:
-        files, index = _resolve(checked_path(path))
+        files, index = _resolve(place(path))
         self._paths = [os.fspath(file) for file in files]
         self._readers: list[_native.SafetensorsReader] | None = []
         self._tensors: dict[str, SafetensorsTensor] = {}
         self._places: dict[str, tuple[int, int]] = {}
         self._metadata: dict[str, str] = {}
         self._nbytes = 0
-        for shard, file in enumerate(self._paths):
-            reader = _native.SafetensorsReader(file, mmap)
+        for shard, (file, reader) in enumerate(zip(self._paths, _readers(files, mmap), strict=True)):
             self._readers.append(reader)
             self._nbytes += reader.nbytes
             self._metadata.update(reader.metadata())
@@ -198,26 +201,46 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
         return f"<SafetensorsFile {self._paths[0]!r}{' …' if len(self._paths) > 1 else ''}: {len(self)} tensors>"
 
 
-def _resolve(path: Path) -> tuple[list[Path], dict[str, str]]:
+def _readers(files: Sequence[Place], mmap: bool) -> Iterator[_native.SafetensorsReader]:
+    """The opened files; of remote ones several beginnings are fetched at a time."""
+    remote = [file for file in files if isinstance(file, RemotePath)]
+    if not remote:
+        yield from (_native.SafetensorsReader(os.fspath(file), mmap) for file in files)
+        return
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for file, opened in zip(remote, pool.map(RemotePath.open, remote), strict=True):
+            yield _native.SafetensorsReader.remote(opened)
+            file.seal()
+
+
+def _resolve(path: Place) -> tuple[Sequence[Place], dict[str, str]]:
     """The files that ``path`` stands for, and what the index says of each tensor."""
     if path.is_dir():
         return _resolve(_in_folder(path))
     if path.name.endswith(_INDEX):
-        weight_map = _weight_map(path)
+        if isinstance(path, RemotePath):
+            with path.copies([path.name]) as folder:
+                weight_map = _weight_map(folder / path.name)
+        else:
+            weight_map = _weight_map(path)
         return [path.with_name(name) for name in sorted(set(weight_map.values()))], weight_map
     return [path], {}
 
 
-def _in_folder(folder: Path) -> Path:
+def _in_folder(folder: Place) -> Place:
     """The file or index to open in a folder, as the libraries that write such folders choose it."""
+    inside = folder.with_name if isinstance(folder, RemotePath) else folder.joinpath
     for name in ("model.safetensors", "model" + _INDEX):
-        if (folder / name).exists():
-            return folder / name
-    names = sorted(entry.name for entry in os.scandir(folder))
+        if inside(name).exists():
+            return inside(name)
+    if isinstance(folder, RemotePath):
+        names = sorted(name for name in folder.store.names or () if "/" not in name)
+    else:
+        names = sorted(entry.name for entry in os.scandir(folder))
     for suffix in (_INDEX, ".safetensors"):
         found = [name for name in names if name.endswith(suffix)]
         if len(found) == 1:
-            return folder / found[0]
+            return inside(found[0])
         if found:
             raise FormatError(
                 f"several files end in {suffix} ({', '.join(found[:3])} …); name one", file=os.fspath(folder)

@@ -22,6 +22,8 @@ pub enum ErrorKind {
     NonFinite,
     /// The operating system refused; `errno` is kept where known.
     Io(Option<i32>),
+    /// A source of the caller's own failed; the caller has the details.
+    Caller,
 }
 
 /// An error with its place. Build it with [`Error::new`] and add places as they become known on the way up.

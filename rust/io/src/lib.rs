@@ -19,7 +19,7 @@ use std::path::Path;
 use subbyte_core::Error;
 
 pub use journal::Journal;
-pub use read::{Bytes, FileSource, read_file, same_file};
+pub use read::{Bytes, FileSource, Source, read_file, same_file};
 pub use stream::StreamWriter;
 pub use write::{AtomicFile, remove_if_there, write_file};
 

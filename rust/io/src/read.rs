@@ -30,6 +30,17 @@ pub struct FileSource {
     mapping: OnceLock<Arc<Mmap>>,
 }
 
+/// A file of a checkpoint: a local one, or one read by range requests.
+pub trait Source: ReadAt + Send + Sync {
+    /// The path it was opened with, or its address.
+    fn path(&self) -> &Path;
+    /// `nbytes` bytes at `offset`.
+    ///
+    /// # Errors
+    /// [`subbyte_core::ErrorKind::Corrupt`] when they lie outside the file, also because it shrank meanwhile.
+    fn bytes(&self, offset: u64, nbytes: u64) -> Result<Bytes>;
+}
+
 /// Bytes of a file: a view of the mapping, or a copy.
 #[derive(Debug)]
 pub enum Bytes {
@@ -56,16 +67,28 @@ impl FileSource {
         Ok(Self { file, length: metadata.len(), path: path.to_path_buf(), mapped, mapping: OnceLock::new() })
     }
 
-    /// The path it was opened with.
-    pub fn path(&self) -> &Path {
+    fn mapping(&self) -> Result<Arc<Mmap>> {
+        if let Some(map) = self.mapping.get() {
+            return Ok(Arc::clone(map));
+        }
+        // SAFETY: the mapping is read-only and outlives every view (Arc). The file changing or shrinking underneath
+        // is the known limit of mapping files, documented on the type.
+        let map = fault::call(|| unsafe { memmap2::MmapOptions::new().len(self.length as usize).map(&self.file) })
+            .map_err(|e| self.error(e))?;
+        Ok(Arc::clone(self.mapping.get_or_init(|| Arc::new(map))))
+    }
+
+    fn error(&self, error: impl Into<Error>) -> Error {
+        in_file(error, &self.path)
+    }
+}
+
+impl Source for FileSource {
+    fn path(&self) -> &Path {
         &self.path
     }
 
-    /// `nbytes` bytes at `offset`.
-    ///
-    /// # Errors
-    /// [`subbyte_core::ErrorKind::Corrupt`] when they lie outside the file, also because it shrank meanwhile.
-    pub fn bytes(&self, offset: u64, nbytes: u64) -> Result<Bytes> {
+    fn bytes(&self, offset: u64, nbytes: u64) -> Result<Bytes> {
         if nbytes == 0 {
             return Ok(Bytes::Owned(Vec::new()));
         }
@@ -86,21 +109,6 @@ impl FileSource {
         }
         let map = self.mapping()?;
         Ok(Bytes::Mapped(map, to_usize(offset).map_err(|e| self.error(e))?..to_usize(end).map_err(|e| self.error(e))?))
-    }
-
-    fn mapping(&self) -> Result<Arc<Mmap>> {
-        if let Some(map) = self.mapping.get() {
-            return Ok(Arc::clone(map));
-        }
-        // SAFETY: the mapping is read-only and outlives every view (Arc). The file changing or shrinking underneath
-        // is the known limit of mapping files, documented on the type.
-        let map = fault::call(|| unsafe { memmap2::MmapOptions::new().len(self.length as usize).map(&self.file) })
-            .map_err(|e| self.error(e))?;
-        Ok(Arc::clone(self.mapping.get_or_init(|| Arc::new(map))))
-    }
-
-    fn error(&self, error: impl Into<Error>) -> Error {
-        in_file(error, &self.path)
     }
 }
 

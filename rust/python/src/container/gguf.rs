@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
-use subbyte_core::container::ReadAt;
 use subbyte_core::container::gguf::{HeaderBuilder, Scalar, Strings, Tensor, Value, ValueType, endian};
 use subbyte_core::{Error, GgmlType, Result};
 use subbyte_io::Bytes;
-use subbyte_io::gguf::{Shard, open};
+use subbyte_io::gguf::{Shard, open, open_with};
 
+use super::remote::RemoteSource;
 use super::{FileBytes, FilePlan, part, text};
 use crate::arrays;
 use crate::errors::to_py;
@@ -32,6 +32,15 @@ impl GgufReader {
     #[new]
     fn new(py: Python<'_>, path: PathBuf, mapped: bool) -> PyResult<Self> {
         Ok(Self(Arc::new(py.detach(|| open(&path, mapped)).map_err(to_py)?)))
+    }
+
+    /// The model whose only or first file is the remote file `object`, called `name`.
+    #[staticmethod]
+    fn remote(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Self> {
+        let first = Box::new(RemoteSource::new(object)?);
+        let handle = object.clone().unbind();
+        let shards = object.py().detach(|| open_with(first, name, &|other| RemoteSource::sibling(&handle, other)));
+        Ok(Self(Arc::new(shards.map_err(to_py)?)))
     }
 
     /// Version, whether big-endian, and alignment of the first file.

@@ -1,6 +1,7 @@
 //! Checkpoint files: bytes of open files as buffers, planned files being written, and the helpers around them.
 
 mod gguf;
+mod remote;
 mod safetensors;
 
 use std::ffi::c_int;

@@ -4,31 +4,40 @@ use std::path::PathBuf;
 
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
-use subbyte_core::container::ReadAt;
 use subbyte_core::container::safetensors::{Dtype, Header, plan};
 use subbyte_core::{Error, Result};
-use subbyte_io::FileSource;
+use subbyte_io::{FileSource, Source};
 
+use super::remote::RemoteSource;
 use super::{FileBytes, FilePlan, part};
 use crate::errors::to_py;
 
 /// An open file. Tensors are addressed by number; `subbyte.io.safetensors` gives them names.
 #[pyclass(frozen, module = "subbyte._native")]
 pub struct SafetensorsReader {
-    source: FileSource,
+    source: Box<dyn Source>,
     header: Header,
+}
+
+impl SafetensorsReader {
+    fn read(source: Box<dyn Source>) -> Result<Self> {
+        let header = Header::read(&*source).map_err(|e| e.in_file(source.path().display().to_string()))?;
+        Ok(Self { source, header })
+    }
 }
 
 #[pymethods]
 impl SafetensorsReader {
     #[new]
     fn new(py: Python<'_>, path: PathBuf, mapped: bool) -> PyResult<Self> {
-        let open = || -> Result<Self> {
-            let source = FileSource::open(&path, mapped)?;
-            let header = Header::read(&source).map_err(|e| e.in_file(path.display().to_string()))?;
-            Ok(Self { source, header })
-        };
-        py.detach(open).map_err(to_py)
+        py.detach(|| Self::read(Box::new(FileSource::open(&path, mapped)?))).map_err(to_py)
+    }
+
+    /// The remote file `object`.
+    #[staticmethod]
+    fn remote(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let source = Box::new(RemoteSource::new(object)?);
+        object.py().detach(|| Self::read(source)).map_err(to_py)
     }
 
     /// Size of the file in bytes.
@@ -56,7 +65,9 @@ impl SafetensorsReader {
             let (offset, count) = part(tensor.offset, tensor.nbytes, start, count)?;
             self.source.bytes(offset, count)
         };
-        py.detach(read).map(FileBytes).map_err(|e| to_py(e.in_tensor(tensor.name.clone())))
+        py.detach(read)
+            .map(FileBytes)
+            .map_err(|e| to_py(e.in_tensor(tensor.name.clone()).in_file(self.source.path().display().to_string())))
     }
 }
 
