@@ -16,9 +16,9 @@ from subbyte.codec import get_codec
 from subbyte.errors import ArgumentError, Error, FormatError, IoError, UnsupportedError
 from subbyte.ggml import PLANE
 from subbyte.io.gguf import GgufFile
+from subbyte.io.remote import Place, RemotePath, place
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.io.source import load_json
-from subbyte.paths import checked_path
 
 #: Element types of safetensors that are ggml types as well, with their bytes: their codecs decode them.
 _SAFETENSORS_CODECS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -106,7 +106,7 @@ class Checkpoint(Mapping[str, Weight]):
     """
 
     def __init__(
-        self, path: Path, source: GgufFile | SafetensorsFile, weights: Mapping[str, Weight], config: Mapping[str, Any]
+        self, path: Place, source: GgufFile | SafetensorsFile, weights: Mapping[str, Weight], config: Mapping[str, Any]
     ) -> None:
         self.path = path
         self.source = source
@@ -116,13 +116,13 @@ class Checkpoint(Mapping[str, Weight]):
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
         """Opens a GGUF file, a safetensors file, or a folder of the latter, see `subbyte.open`."""
-        path = checked_path(path)
-        if not path.is_dir() and _is_gguf(path):
-            return cls._open_gguf(path)
-        return cls._open_safetensors(path)
+        where = place(path)
+        if not where.is_dir() and _is_gguf(where):
+            return cls._open_gguf(where)
+        return cls._open_safetensors(where)
 
     @classmethod
-    def _open_gguf(cls, path: Path) -> Checkpoint:
+    def _open_gguf(cls, path: Place) -> Checkpoint:
         source = GgufFile(path)
 
         def weight(name: str) -> Weight:
@@ -135,8 +135,8 @@ class Checkpoint(Mapping[str, Weight]):
         return cls(path, source, {name: weight(name) for name in source}, {})
 
     @classmethod
-    def _open_safetensors(cls, path: Path) -> Checkpoint:
-        config = _read_config(path / "config.json") if path.is_dir() else {}
+    def _open_safetensors(cls, path: Place) -> Checkpoint:
+        config = _folder_config(path) if path.is_dir() else {}
         quantization = config.get("quantization_config")
         if quantization:
             method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -184,14 +184,21 @@ class Checkpoint(Mapping[str, Weight]):
         return f"<Checkpoint {str(self.path)!r}: {len(self)} weights>"
 
 
-def _is_gguf(path: Path) -> bool:
-    if path.suffix in (".gguf", ".safetensors"):
+def _is_gguf(path: Place) -> bool:
+    if isinstance(path, RemotePath) or path.suffix in (".gguf", ".safetensors"):
         return path.suffix == ".gguf"
     try:
         with path.open("rb") as f:
             return f.read(4) == b"GGUF"
     except OSError as e:
         raise IoError.from_errno(e.errno, e.strerror or str(e), str(path)) from e
+
+
+def _folder_config(folder: Place) -> dict[str, Any]:
+    if not isinstance(folder, RemotePath):
+        return _read_config(folder / "config.json")
+    with folder.copies(["config.json"]) as copy:
+        return _read_config(copy / "config.json")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

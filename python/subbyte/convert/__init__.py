@@ -20,6 +20,7 @@ from subbyte.convert.run import Cancel, Progress, make_folder, run
 from subbyte.convert.source import check_target
 from subbyte.convert.verification import Comparison, Verification, verify
 from subbyte.errors import ArgumentError
+from subbyte.io.remote import Place, place
 from subbyte.paths import checked_path
 
 __all__ = [
@@ -78,7 +79,8 @@ def convert(
     folder of that float type (``hf``: of its own), with config.json and tokenizer as far as the file describes them.
 
     Args:
-        src: checkpoint folder, safetensors file with its config.json, or GGUF file (the first shard of a split one).
+        src: checkpoint folder, safetensors file with its config.json, or GGUF file (the first shard of a split one);
+            also the address of a remote one: ``org/name@revision`` on the Hub, http(s), s3, gs, az.
         dst: the GGUF file, or the folder, to write; it appears when it is complete.
         to: the target.
         lossy: allow tensors that are quantized already to be quantized again.
@@ -113,7 +115,7 @@ def convert(
         IoError: reading or writing failed.
     """
     environment.check()
-    origin, target = checked_path(src, "src"), checked_path(dst, "dst")
+    origin, target = place(src, "src"), checked_path(dst, "dst")
     if isinstance(to, str) and to.partition(".")[0] == "hf":
         given = (lossy, pure, output_tensor_type, token_embedding_type, tensor_type, imatrix, pre, overwrite,
                  target_size, target_bpw, plan, fresh, wait, cancel)  # fmt: skip
@@ -168,7 +170,7 @@ def plan(
     Raises:
         As :func:`convert`, as far as headers tell.
     """
-    origin = checked_path(src, "src")
+    origin = place(src, "src")
     made = _plan(
         origin, to, plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
@@ -177,7 +179,7 @@ def plan(
     return forecast(made, origin, None if dst is None else checked_path(dst, "dst"))
 
 
-def _plan(src: Path, to: str | None, file: str | PathLike[str] | None, **options: Any) -> Plan:
+def _plan(src: Place, to: str | None, file: str | PathLike[str] | None, **options: Any) -> Plan:
     """The plan of these arguments: of a target, a budget, or a plan file."""
     for option, value in (("to", to), ("pre", options["pre"])):
         if value is not None and not isinstance(value, str):

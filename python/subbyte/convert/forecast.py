@@ -20,6 +20,7 @@ from subbyte.convert.types import quantized
 from subbyte.convert.values import encode
 from subbyte.errors import Error, FormatError
 from subbyte.ggml import TYPES
+from subbyte.io.remote import Place
 from subbyte.jsonfile import read_object
 
 VERSION = 1
@@ -47,7 +48,7 @@ class Forecast:
         free: bytes that are free where ``dst`` will be; ``None`` without ``dst``.
     """
 
-    src: Path
+    src: Place
     dst: Path | None
     plan: Plan
     rows: tuple[Row, ...]
@@ -101,7 +102,7 @@ class Forecast:
         )
 
 
-def forecast(plan: Plan, src: Path, dst: Path | None) -> Forecast:
+def forecast(plan: Plan, src: Place, dst: Path | None) -> Forecast:
     """What the plan will take on this machine."""
     rows = tuple(Row.of(tensor) for tensor in plan.tensors)
     workers = worker_count()

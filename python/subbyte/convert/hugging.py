@@ -24,6 +24,7 @@ from subbyte.convert.types import FLOATS, nbytes, quantized
 from subbyte.convert.values import encode
 from subbyte.errors import ArgumentError, Error, FormatError, IoError, UnsupportedError
 from subbyte.io.gguf import GgufFile
+from subbyte.io.remote import Place
 from subbyte.io.safetensors import SafetensorsWriter
 from subbyte.tokenizer.restore import restore_tokenizer
 
@@ -68,7 +69,6 @@ class Checkpoint:
         files: further files by name, as JSON values.
         warnings: what could not be restored, or was assumed.
         left_out: tensors of the file that became config fields.
-        paths: files that are read.
     """
 
     recipes: tuple[Recipe, ...]
@@ -77,7 +77,6 @@ class Checkpoint:
     files: dict[str, Any]
     warnings: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
-    paths: tuple[Path, ...]
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +84,7 @@ class Checkpoint:
         return sum(nbytes(self.type, recipe.shape) for recipe in self.recipes)
 
 
-def plan_checkpoint(src: Path, to: str) -> Checkpoint:
+def plan_checkpoint(src: Place, to: str) -> Checkpoint:
     """Plan the checkpoint that a GGUF file becomes.
 
     Args:
@@ -138,8 +137,7 @@ def _plan(file: GgufFile, arch: Architecture, target: str) -> Checkpoint:
     if restored.settings:
         files["tokenizer_config.json"] = restored.settings
     files |= _pooling(facts)
-    paths = tuple(Path(path) for path in file.paths)
-    return Checkpoint(tuple(recipes), target, config, files, tuple(warnings), tuple(left_out), paths)
+    return Checkpoint(tuple(recipes), target, config, files, tuple(warnings), tuple(left_out))
 
 
 def _facts(file: GgufFile, arch: Architecture) -> GgufFacts:
@@ -332,7 +330,7 @@ def _as_f32(rows: Rows) -> Rows:
 
 
 def write_checkpoint(
-    src: Path, dst: Path, to: str, *, strict: bool = False, progress: Progress | None = None
+    src: Place, dst: Path, to: str, *, strict: bool = False, progress: Progress | None = None
 ) -> Report:
     """Convert a GGUF file to a checkpoint folder; ``dst`` appears when it is complete.
 

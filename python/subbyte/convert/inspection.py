@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ from subbyte.convert.report import finite, printable, table
 from subbyte.convert.source import is_gguf
 from subbyte.errors import UnsupportedError
 from subbyte.io.gguf import GgufFile
+from subbyte.io.remote import Place, place
 from subbyte.io.safetensors import SafetensorsFile
-from subbyte.paths import checked_path
 
 _LONG = 8
 """Arrays of more elements are shown by their length and first elements."""
@@ -47,7 +46,7 @@ class Inspection:
         metadata: by key; arrays of more than eight elements as ``{"length": n, "first": [...]}``.
     """
 
-    path: Path
+    path: Place
     format: str
     file_type: str
     tensors: tuple[TensorInfo, ...]
@@ -122,18 +121,18 @@ class Inspection:
 
 
 def inspect(path: str | PathLike[str]) -> Inspection:
-    """Read the headers of a GGUF file (all shards), a safetensors file, or a checkpoint folder.
+    """Read the headers of a GGUF file (all shards), a safetensors file, or a checkpoint folder; remote ones too.
 
     Raises:
         FormatError, CorruptError: the headers are damaged.
         UnsupportedError: another kind of file.
         IoError: the file cannot be read.
     """
-    path = checked_path(path)
-    if path.is_dir() or path.name.endswith((".safetensors", ".index.json")):
-        checkpoint = SafetensorsFile(path)
+    where = place(path)
+    if where.is_dir() or where.name.endswith((".safetensors", ".index.json")):
+        checkpoint = SafetensorsFile(where)
         return Inspection(
-            path,
+            where,
             "safetensors",
             "",
             tuple(
@@ -142,14 +141,14 @@ def inspect(path: str | PathLike[str]) -> Inspection:
             ),
             dict(checkpoint.metadata),
         )
-    if not is_gguf(path):
-        raise UnsupportedError("expected a GGUF file, a safetensors file or a checkpoint folder", file=path)
-    file = GgufFile(path)
+    if not is_gguf(where):
+        raise UnsupportedError("expected a GGUF file, a safetensors file or a checkpoint folder", file=where)
+    file = GgufFile(where)
     metadata = {key: _short(value) for key, value in file.metadata.items()}
     names = {kind.number: name for name, kind in FILE_TYPES.items()}
     number = metadata.get("general.file_type")
     return Inspection(
-        path,
+        where,
         "gguf",
         names.get(number & ~1024, "") if isinstance(number, int) else "",
         tuple(

@@ -38,6 +38,7 @@ from subbyte.formats import PLANNED
 from subbyte.ggml import TYPES
 from subbyte.imatrix import ImportanceMatrix, load_imatrix
 from subbyte.io.gguf import GgufValue, plan_gguf
+from subbyte.io.remote import Place
 from subbyte.paths import checked_path, utf8
 
 
@@ -107,7 +108,7 @@ class Plan:
 
 
 def make_plan(
-    src: Path,
+    src: Place,
     to: str,
     *,
     lossy: bool = False,

@@ -12,6 +12,7 @@ from subbyte.errors import FormatError
 
 if TYPE_CHECKING:
     from subbyte.convert.planning import TensorPlan
+    from subbyte.io.remote import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Report:
         unchanged: whether the file was there already, made by the same command, and nothing was done.
     """
 
-    src: Path
+    src: Place
     dst: Path
     to: str
     tensors: tuple[Row, ...]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from math import prod
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np

@@ -31,6 +31,7 @@ from subbyte.errors import ArgumentError, FormatError, IoError, UnsupportedError
 from subbyte.ggml import TYPES
 from subbyte.io import load_json, same_file
 from subbyte.io.gguf import GgufFile, GgufValue
+from subbyte.io.remote import Place, RemotePath
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.jsonfile import read_object, read_object_if_there
 from subbyte.paths import utf8
@@ -50,10 +51,11 @@ class Source:
         unknown: tensors the architecture does not have.
         left_out: tensors that are not stored, with the reason.
         warnings: everything a user should know, each naming its tensor or file.
-        files: files that are read.
+        files: local files that are read.
+        remote: size and version by name of the remote files that are read.
     """
 
-    path: Path
+    path: Place
     format: str
     recipes: list[Recipe]
     metadata: dict[str, GgufValue]
@@ -62,13 +64,20 @@ class Source:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    remote: dict[str, list[str | int]] = field(default_factory=dict)
 
 
 _SIDE_FILES = (".json", ".model", ".safetensors", ".jinja", ".txt")
+_REMOTE_SIDE_FILES = (
+    "config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json", "tokenizer_config.json",
+    "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "special_tokens_map.json",
+    "generation_config.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""What is asked for beside remote weights: most places cannot be listed."""
 
 
-def open_source(path: Path, pre: str | None = None) -> Source:
-    """The model at ``path``: a checkpoint folder, its index or safetensors file, or a GGUF file.
+def open_source(path: Place, pre: str | None = None) -> Source:
+    """The model at ``path``: a checkpoint folder, its index or safetensors file, or a GGUF file; remote ones too.
 
     ``pre`` is the value of ``tokenizer.ggml.pre``; ``None`` derives it from the tokenizer.
 
@@ -86,14 +95,14 @@ def open_source(path: Path, pre: str | None = None) -> Source:
     )
 
 
-def is_gguf(path: Path) -> bool:
+def is_gguf(path: Place) -> bool:
     """Whether a file is to be opened as GGUF: by its name, else by its first bytes.
 
     Raises:
         IoError: there is no such file, or it cannot be read.
     """
-    if path.suffix == ".gguf":
-        return True
+    if path.suffix == ".gguf" or isinstance(path, RemotePath):
+        return path.suffix == ".gguf"
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return False
@@ -103,8 +112,21 @@ def is_gguf(path: Path) -> bool:
         raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
 
 
-def _checkpoint(path: Path, pre: str | None) -> Source:
-    folder = path if path.is_dir() else path.parent
+def _checkpoint(path: Place, pre: str | None) -> Source:
+    if not isinstance(path, RemotePath):
+        return _read_checkpoint(path, path if path.is_dir() else path.parent, pre)
+    templates = [name for name in path.store.names or () if _TEMPLATE.fullmatch(name)]
+    with path.copies([*_REMOTE_SIDE_FILES, *templates]) as folder:
+        source = _read_checkpoint(path, folder, pre)
+    source.files, source.remote = [], path.versions
+    return source
+
+
+_TEMPLATE = re.compile(r"additional_chat_templates/[\w-]+\.jinja")
+
+
+def _read_checkpoint(path: Place, folder: Path, pre: str | None) -> Source:
+    """The checkpoint whose weights are at ``path``, and everything else in ``folder``."""
     if not (folder / "config.json").is_file():
         raise FormatError("no config.json: not a Hugging Face checkpoint", file=folder)
     config = read_object(folder / "config.json")
@@ -145,7 +167,7 @@ _OTHER_PARTS = re.compile(
 """Names of a multimodal checkpoint's tensors that are not its language model's."""
 
 
-def _from_checkpoint(path: Path, folder: Path, arch: Architecture, config: Config, pre: str | None) -> Source:
+def _from_checkpoint(path: Place, folder: Path, arch: Architecture, config: Config, pre: str | None) -> Source:
     tensors = SafetensorsFile(path, mmap=False)  # reading bounded chunks keeps the peak of memory down
     vocabulary = tokenizer_keys(folder, dict(config), pre)
     source = Source(path, "safetensors", [], {}, Model(arch.name, layer_count(config)))
@@ -324,7 +346,7 @@ def _interleaved(stored: Rows, heads: int) -> Rows:
 def stored_tensor(file: SafetensorsFile | GgufFile, name: str, kind: str) -> SourceTensor:
     """A tensor of an open file, to be read as ``kind``."""
     tensor = file[name]
-    where = ByteRange(Path(tensor.path), tensor.offset, tensor.nbytes)
+    where = ByteRange(tensor.path, tensor.offset, tensor.nbytes)
     return SourceTensor(name, kind, tuple(tensor.shape), where, _loader(file, name))
 
 
@@ -377,7 +399,7 @@ def _size_label(recipes: Sequence[Recipe]) -> str:
     raise AssertionError("the last suffix always applies")
 
 
-def _gguf(path: Path) -> Source:
+def _gguf(path: Place) -> Source:
     file = GgufFile(path, mmap=False)
     arch = file.metadata.get("general.architecture")
     kind = file.metadata.get("general.type", "model")
@@ -399,7 +421,12 @@ def _gguf(path: Path) -> Source:
     except FormatError as error:
         error.file = str(path)
         raise
-    return Source(path, "gguf", recipes, metadata, model, files=[Path(entry) for entry in file.paths])
+    source = Source(path, "gguf", recipes, metadata, model)
+    if isinstance(path, RemotePath):
+        source.remote = path.versions
+    else:
+        source.files = [Path(entry) for entry in file.paths]
+    return source
 
 
 def _model(arch: str, metadata: Mapping[str, Any]) -> Model:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from subbyte.convert.types import FLOATS, quantized
 from subbyte.convert.values import first_invalid_block, kind, to_float32
 from subbyte.errors import FormatError, UnsupportedError
 from subbyte.ggml import TYPES
-from subbyte.paths import checked_path
+from subbyte.io.remote import Place, place
 
 _MOST_AT_ONCE = 8 * CHUNK
 """Elements of the largest unit that is read at once because a manifest says so."""
@@ -67,8 +66,8 @@ class Verification:
         warnings: what the source's reader had to say.
     """
 
-    path: Path
-    against: Path | None
+    path: Place
+    against: Place | None
     tensors: tuple[Comparison, ...]
     failures: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -133,11 +132,11 @@ def verify(
         UnsupportedError: ``path`` is no GGUF file.
         Error: a file cannot be opened or read.
     """
-    path = checked_path(path)
-    origin_path = None if against is None else checked_path(against, "against")
-    if path.is_dir() or not is_gguf(path):
+    where = place(path)
+    origin_path = None if against is None else place(against, "against")
+    if where.is_dir() or not is_gguf(where):
         raise UnsupportedError("expected a GGUF file to verify", file=path)
-    checked = open_source(path)
+    checked = open_source(where)
     source = None if origin_path is None else open_source(origin_path)
     origins = {} if source is None else {recipe.name: recipe for recipe in source.recipes}
     total = sum(recipe.elements for recipe in checked.recipes)
@@ -154,7 +153,7 @@ def verify(
     failures += [f"tensor '{name}': missing, the source has it" for name in origins]
     failures += [f"tensor '{name}': missing, the manifest has it" for name in hashes]
     return Verification(
-        path, origin_path, tuple(rows), tuple(failures),
+        where, origin_path, tuple(rows), tuple(failures),
         () if source is None else tuple(source.warnings),
     )  # fmt: skip
 

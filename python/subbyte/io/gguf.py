@@ -204,7 +204,7 @@ class GgufFile(Mapping[str, GgufTensor]):
         self._version, big, self._alignment = reader.facts()
         self._byte_order = "big" if big else "little"
         files = reader.files()
-        self._paths = [os.fspath(file) for file, _ in files]
+        self._paths = [file for file, _ in files]
         self._nbytes = sum(size for _, size in files)
         self._metadata = _Metadata(reader)
         self._tensors: dict[str, GgufTensor] = {}

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
 from subbyte import _native
 from subbyte.errors import ArgumentError, CorruptError, Error, IoError, LimitError, UnsupportedError
-from subbyte.io.stores import FolderStore, HttpStore, ObjectStore, Store
 from subbyte.paths import checked_path
+
+if TYPE_CHECKING:
+    from subbyte.io.stores import Store
 
 __all__ = ["Place", "RemoteFile", "RemotePath", "place"]
 
@@ -29,6 +30,8 @@ GROWTH = 6
 """How many times longer the known beginning becomes with each further request while a header is read."""
 MOST_AHEAD = 16 << 20
 """Most bytes that are read ahead of what a header needs."""
+AT_ONCE = 8
+"""Files whose beginnings are fetched at the same time."""
 
 _FILES = (".gguf", ".safetensors", ".safetensors.index.json")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
@@ -125,13 +128,6 @@ class RemotePath:
         """The name from its last dot on."""
         return Path(self.name).suffix
 
-    @property
-    def parent(self) -> RemotePath:
-        """The folder of a file; the files opened so far are shared."""
-        folder = RemotePath(self.store)
-        folder._opened = self._opened
-        return folder
-
     @cached_property
     def title(self) -> str:
         """The folder's name, made fit for a local folder."""
@@ -191,14 +187,17 @@ class RemotePath:
             LimitError: a file is larger than ``_native.SIDE_FILE_BYTES``.
             IoError: a file cannot be read.
         """
+        import tempfile
+        from concurrent.futures import ThreadPoolExecutor
+
         with tempfile.TemporaryDirectory(prefix="subbyte-") as above:
             folder = Path(above) / self.title
             folder.mkdir()
-            for name in names:
-                path = self.with_name(name)
-                if not path.exists():
-                    continue
-                file = path.open()
+            paths = [self.with_name(name) for name in names]
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                found = list(pool.map(RemotePath.exists, paths))
+            for path in (path for path, there in zip(paths, found, strict=True) if there):
+                name, file = path.key, path.open()
                 if file.size > _native.SIDE_FILE_BYTES:
                     raise LimitError(
                         f"{file.size:,} bytes; at most {_native.SIDE_FILE_BYTES:,} are read", file=file.path
@@ -250,6 +249,8 @@ def place(location: str | os.PathLike[str], what: str = "path") -> Place:
     if kind in ("http", "https"):
         return _web(location)
     if kind in ("s3", "gs", "az"):
+        from subbyte.io.stores import ObjectStore
+
         bucket, _, key = location[len(scheme[0]) :].partition("/")
         folder, name = _divide(key)
         if not bucket:
@@ -269,9 +270,11 @@ def _divide(path: str) -> tuple[str, str]:
 
 
 def _web(location: str) -> RemotePath:
+    from subbyte.io.stores import HttpStore
+
     try:
         parts = urlsplit(location)
-        host, secret = parts.hostname, parts.username or parts.password
+        host, secret, _ = parts.hostname, parts.username or parts.password, parts.port
     except ValueError as error:
         raise ArgumentError(f"not an address: {error}", file=location) from None
     if not host or secret:
@@ -285,10 +288,11 @@ def _web(location: str) -> RemotePath:
 
 def _hub(location: str, repo: str, revision: str | None, file: str) -> RemotePath:
     """A repository at one commit; in offline mode what huggingface_hub has in its cache."""
+    from subbyte.io.stores import FolderStore, HttpStore
+
     try:
         import huggingface_hub
         from huggingface_hub import constants
-        from huggingface_hub.utils import build_hf_headers
     except ImportError:
         raise UnsupportedError(
             "repositories of the Hugging Face Hub need the package huggingface_hub: pip install 'subbyte[hub]'",
@@ -304,7 +308,9 @@ def _hub(location: str, repo: str, revision: str | None, file: str) -> RemotePat
         found = [sibling.rfilename for sibling in info.siblings or ()]
         names = frozenset(file.removeprefix(folder) for file in found if file.startswith(folder))
         base = huggingface_hub.hf_hub_url(repo, folder + "x", revision=info.sha).removesuffix("x")
-        return RemotePath(HttpStore(base, headers=build_hf_headers(), title=title, names=names), name)
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else huggingface_hub.get_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return RemotePath(HttpStore(base, headers=headers, title=title, names=names), name)
     except Exception as error:  # its own classes, and those of the web client it uses
         text = " ".join(str(error).split())
         raise IoError(f"huggingface_hub: {type(error).__name__}: {text[:400]}", file=location) from error

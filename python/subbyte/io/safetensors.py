@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,14 +20,12 @@ import numpy.typing as npt
 from subbyte import _native, arguments
 from subbyte.arrays import Array, load, small_float
 from subbyte.errors import ArgumentError, CorruptError, FormatError, UnsupportedError
-from subbyte.io.remote import Place, RemotePath, place
+from subbyte.io.remote import AT_ONCE, Place, RemotePath, place
 from subbyte.io.source import PlannedWriter, load_json, planned, typed, view
 
 __all__ = ["SafetensorsFile", "SafetensorsTensor", "SafetensorsWriter", "write_safetensors"]
 
 _INDEX = ".safetensors.index.json"
-#: Remote files whose beginnings are fetched at the same time.
-_AT_ONCE = 8
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: NumPy type by dtype; for the small floats the `ml_dtypes` name comes first, the bits stand in without that package.
 _DTYPES: dict[str, tuple[str | None, str]] = {
@@ -112,9 +109,9 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
         for name, shard_name in index.items():
             found = self._tensors.get(name)
             if found is None or Path(found.path).name != shard_name:
-                place = "in no shard" if found is None else f"in {Path(found.path).name}"
+                found_in = "in no shard" if found is None else f"in {Path(found.path).name}"
                 raise CorruptError(
-                    f"the index says it is in {shard_name}; it is {place}", file=os.fspath(path), tensor=name
+                    f"the index says it is in {shard_name}; it is {found_in}", file=os.fspath(path), tensor=name
                 )
 
     @property
@@ -207,7 +204,9 @@ def _readers(files: Sequence[Place], mmap: bool) -> Iterator[_native.Safetensors
     if not remote:
         yield from (_native.SafetensorsReader(os.fspath(file), mmap) for file in files)
         return
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         for file, opened in zip(remote, pool.map(RemotePath.open, remote), strict=True):
             yield _native.SafetensorsReader.remote(opened)
             file.seal()

@@ -89,18 +89,18 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         old, new = urlsplit(req.full_url), urlsplit(newurl)
         if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
             fp.close()
-            raise _Refused(f"the server redirects to {new.scheme}://{new.hostname}, which is not followed")
+            raise _RefusedError(f"the server redirects to {new.scheme}://{new.hostname}, which is not followed")
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and (old.scheme, old.netloc) != (new.scheme, new.netloc):
             request.remove_header("Authorization")
         return request
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """An answer that asking again would not mend."""
 
 
-class _Failed(Exception):
+class _FailedError(Exception):
     """An answer that asking again may mend, after ``pause`` seconds if the server says so."""
 
     def __init__(self, message: str, pause: float = 0.0) -> None:
@@ -130,9 +130,9 @@ class HttpStore(Store):
         for attempt in range(TRIES):
             try:
                 return self._fetch(name, start, stop)
-            except _Refused as error:
+            except _RefusedError as error:
                 raise refused(str(error), self.place(name)) from None
-            except (_Failed, OSError, http.client.HTTPException) as error:
+            except (_FailedError, OSError, http.client.HTTPException) as error:
                 if isinstance(error, Error):
                     raise
                 if attempt == TRIES - 1:
@@ -154,7 +154,7 @@ class HttpStore(Store):
             with error:
                 return self._status(name, error, start)
         except (ValueError, http.client.InvalidURL) as error:
-            raise _Refused(f"not a usable address: {error}") from None
+            raise _RefusedError(f"not a usable address: {error}") from None
 
     def _status(self, name: str, error: urllib.error.HTTPError, start: int) -> Part:
         said = f"the server says {error.code} {error.reason}"
@@ -166,37 +166,42 @@ class HttpStore(Store):
             raise refused(f"access denied: {said}", self.place(name), PermissionError())
         if error.code in (408, 429) or error.code >= 500:
             after = error.headers.get("Retry-After", "")
-            raise _Failed(said, min(float(after), LONGEST_PAUSE) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0)
-        raise _Refused(said)
+            raise _FailedError(said, min(float(after), LONGEST_PAUSE) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0)
+        raise _RefusedError(said)
 
 
 def _part(response: http.client.HTTPResponse, start: int, stop: int) -> Part:
     """The answer to a request for bytes ``start`` to ``stop``, checked."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
-        raise _Refused(f"the server encodes the file as {encoding!r}, which was not asked for")
+        raise _RefusedError(f"the server encodes the file as {encoding!r}, which was not asked for")
     if response.status == 206:
         stated = response.headers.get("Content-Range", "")
         found = re.fullmatch(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})", stated)
         first, last, size = (int(text) for text in found.groups()) if found else (0, 0, 0)
         if not found or first != start or last + 1 != min(stop, size):
-            raise _Refused(f"bytes {start}-{stop - 1} were asked for, the server sends {stated!r}")
-        body = _body(response, last + 1 - start)
+            raise _RefusedError(f"bytes {start}-{stop - 1} were asked for, the server sends {stated!r}")
         wanted = last + 1 - start
+        announced = response.headers.get("Content-Length", str(wanted))
+        if announced != str(wanted):
+            raise _RefusedError(f"the server announces {announced!r} bytes for a range of {wanted}")
+        body = _body(response, wanted)
     elif response.status == 200 and start == 0:
         # The server knows no ranges: fine where the whole file is no more than what was asked for.
         length = response.headers.get("Content-Length", "")
         wanted = int(length) if re.fullmatch(r"[0-9]{1,19}", length) else -1
         body = b"" if wanted > stop else _body(response, stop)
         if wanted > stop or len(body) > stop:
-            raise _Refused("the server does not send ranges, only the whole file: download it and use the copy")
+            raise _RefusedError("the server does not send ranges, only the whole file: download it and use the copy")
         size = wanted = len(body) if wanted < 0 else wanted
     else:
-        raise _Refused(f"bytes {start}-{stop - 1} were asked for, the server says {response.status} without a range")
+        raise _RefusedError(
+            f"bytes {start}-{stop - 1} were asked for, the server says {response.status} without a range"
+        )
     if len(body) > wanted:
-        raise _Refused(f"the server sends more than the {wanted} bytes it announces")
+        raise _RefusedError(f"the server sends more than the {wanted} bytes it announces")
     if len(body) < wanted:
-        raise _Failed(f"the connection ended after {len(body)} of {wanted} bytes")
+        raise _FailedError(f"the connection ended after {len(body)} of {wanted} bytes")
     return Part(body, size, _version(response.headers))
 
 
@@ -210,7 +215,7 @@ def _body(response: http.client.HTTPResponse, most: int) -> bytes:
             break
         body += data
         if time.monotonic() > deadline:
-            raise _Failed(f"too slow: {len(body)} of {most} bytes in {TIMEOUT + most / SLOWEST:.0f} s")
+            raise _FailedError(f"too slow: {len(body)} of {most} bytes in {TIMEOUT + most / SLOWEST:.0f} s")
     return bytes(body)
 
 

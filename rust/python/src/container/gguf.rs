@@ -1,5 +1,6 @@
 //! GGUF models: reading all shards of one, and building the header of a new file.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -50,8 +51,8 @@ impl GgufReader {
     }
 
     /// Path and size of each file.
-    fn files(&self) -> Vec<(PathBuf, u64)> {
-        self.0.iter().map(|s| (s.source.path().to_path_buf(), s.source.len())).collect()
+    fn files(&self) -> Vec<(&OsStr, u64)> {
+        self.0.iter().map(|s| (s.source.path().as_os_str(), s.source.len())).collect()
     }
 
     /// Key and type name of each metadata entry.
