@@ -19,6 +19,7 @@ from subbyte.convert.recipe import Recipe
 from subbyte.convert.report import Report, Row
 from subbyte.convert.source import open_source
 from subbyte.convert.verification import Comparison, Progress, verify
+from subbyte.io.remote import Place
 from subbyte.paths import checked_path
 
 VERSION = 1
@@ -76,7 +77,7 @@ class Summary:
     """
 
     path: Path
-    against: Path | None
+    against: Place | None
     made: Mapping[str, Any]
     tensors: tuple[Entry, ...]
     failures: tuple[str, ...]

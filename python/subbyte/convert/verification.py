@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from subbyte.convert.values import first_invalid_block, kind, to_float32
 from subbyte.errors import FormatError, UnsupportedError
 from subbyte.ggml import TYPES
 from subbyte.io.remote import Place, place
+from subbyte.paths import checked_path
 
 _MOST_AT_ONCE = 8 * CHUNK
 """Elements of the largest unit that is read at once because a manifest says so."""
@@ -66,7 +68,7 @@ class Verification:
         warnings: what the source's reader had to say.
     """
 
-    path: Place
+    path: Path
     against: Place | None
     tensors: tuple[Comparison, ...]
     failures: tuple[str, ...]
@@ -132,11 +134,11 @@ def verify(
         UnsupportedError: ``path`` is no GGUF file.
         Error: a file cannot be opened or read.
     """
-    where = place(path)
+    path = checked_path(path)
     origin_path = None if against is None else place(against, "against")
-    if where.is_dir() or not is_gguf(where):
+    if path.is_dir() or not is_gguf(path):
         raise UnsupportedError("expected a GGUF file to verify", file=path)
-    checked = open_source(where)
+    checked = open_source(path)
     source = None if origin_path is None else open_source(origin_path)
     origins = {} if source is None else {recipe.name: recipe for recipe in source.recipes}
     total = sum(recipe.elements for recipe in checked.recipes)
@@ -153,7 +155,7 @@ def verify(
     failures += [f"tensor '{name}': missing, the source has it" for name in origins]
     failures += [f"tensor '{name}': missing, the manifest has it" for name in hashes]
     return Verification(
-        where, origin_path, tuple(rows), tuple(failures),
+        path, origin_path, tuple(rows), tuple(failures),
         () if source is None else tuple(source.warnings),
     )  # fmt: skip
 
