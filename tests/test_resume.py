@@ -84,13 +84,18 @@ def test_the_same_command_goes_on(tmp_path: Path, good: bytes) -> None:
 def test_the_same_command_after_success_does_nothing(tmp_path: Path, good: bytes) -> None:
     dst = tmp_path / "out.gguf"
     first = subbyte.convert(SMALL_LLAMA, dst, to=TO)
-    before = {entry.name: entry.stat() for entry in tmp_path.iterdir()}
+
+    def files() -> dict[str, tuple[int, int, int]]:
+        stats = {entry.name: entry.stat() for entry in tmp_path.iterdir()}
+        return {name: (s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats.items()}
+
+    before = files()
     for options in ({}, {"overwrite": True}):
         again = subbyte.convert(SMALL_LLAMA, dst, to=TO, **options)
         assert again.unchanged
         assert "nothing to do" in again.summary()
         assert again.tensors == first.tensors
-        assert {entry.name: entry.stat() for entry in tmp_path.iterdir()} == before
+        assert files() == before
     assert not subbyte.convert(SMALL_LLAMA, dst, to=TO, fresh=True).unchanged
     assert dst.read_bytes() == good
     with pytest.raises(subbyte.ArgumentError, match="exists already"):
