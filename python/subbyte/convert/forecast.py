@@ -28,7 +28,7 @@ VERSION = 1
 _BASE_MEMORY = 128 << 20
 """Interpreter, NumPy, headers and vocabulary."""
 
-_COPY_RATE = 1e9
+_COPY_RATE = 2e9
 """Bytes per second that are read, hashed and written where nothing has to be computed."""
 
 _TRIAL = 1 << 17

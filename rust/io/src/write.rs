@@ -10,8 +10,9 @@ use subbyte_core::{Error, Result};
 use crate::read::read_exact_at;
 use crate::{fault, in_file};
 
-/// Most bytes of one `pwrite`; Linux moves at most 2 GiB - 4 KiB at once.
-const MOST_AT_ONCE: usize = 1 << 30;
+/// Most bytes of one `pwrite`. Larger ones make the page cache look for huge pages: on Linux 6 with ext4, filling 1.7 GB
+/// takes 0.3 s in pieces of 64 to 256 KiB and 1 to 4 s in pieces of 1 to 4 MiB.
+const MOST_AT_ONCE: usize = 256 << 10;
 
 /// Told apart from anything a user would name.
 const SUFFIX: &str = ".subbyte-tmp";
