@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from subbyte.arch import ARCHITECTURES
-from subbyte.convert.mix import ALIASES, FILE_TYPES
 from subbyte.convert.types import FLOATS
 from subbyte.formats import PLANNED
 from subbyte.ggml import TYPES
+from subbyte.planning.mix import ALIASES, FILE_TYPES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats" / "matrix.md"
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import subbyte
-from subbyte.convert.allocate import Allocation, Option, allocate
-from subbyte.convert.budget import parse_size
+from subbyte.planning.allocate import Allocation, Option, allocate
+from subbyte.planning.budget import parse_size
 
 Units = dict[str, list[Option]]
 

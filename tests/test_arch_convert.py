@@ -13,9 +13,9 @@ import pytest
 
 import subbyte
 from checkpoints import GOLDEN
-from subbyte.convert.planning import make_plan
 from subbyte.io.gguf import GgufFile
 from subbyte.io.safetensors import SafetensorsFile, write_safetensors
+from subbyte.planning.plan import make_plan
 
 CONVERT = GOLDEN / "convert"
 

@@ -17,10 +17,10 @@ import pytest
 import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
 from subbyte.arch.base import interleave_heads
-from subbyte.convert.mix import FILE_TYPES
-from subbyte.convert.planning import make_plan
 from subbyte.io.gguf import GgufFile, GgufValue, GgufWriter, write_gguf
 from subbyte.io.safetensors import SafetensorsFile, write_safetensors
+from subbyte.planning.mix import FILE_TYPES
+from subbyte.planning.plan import make_plan
 
 TINY = GOLDEN / "convert" / "tiny-llama"
 NEED_IMPORTANCE = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ1_S", "IQ1_M", "Q2_K_S"]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA
-from subbyte.convert.planning import make_plan
 from subbyte.imatrix import Entry, ImportanceMatrix, load_imatrix, save_imatrix
 from subbyte.io.gguf import GgufFile, write_gguf
 from subbyte.io.safetensors import SafetensorsFile
+from subbyte.planning.plan import make_plan
 
 FOLDER = GOLDEN / "imatrix"
 FILES = {kind: FOLDER / f"tiny-llama.imatrix.{kind}" for kind in ("gguf", "dat")}

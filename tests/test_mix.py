@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from subbyte.convert.mix import FILE_TYPES, MixOptions, Model, choose_types, file_type, lacking_importance, visit_order
 from subbyte.convert.types import parse_type
 from subbyte.errors import ArgumentError
 from subbyte.ggml import TYPES
+from subbyte.planning.mix import FILE_TYPES, MixOptions, Model, choose_types, file_type, lacking_importance, visit_order
 
 MIXES = sorted((Path(__file__).parent / "golden" / "gguf" / "mix").glob("*.json"))
 F16 = 1

@@ -23,8 +23,8 @@ from common import record, today
 
 import subbyte
 from subbyte.arrays import small_float
-from subbyte.convert.mix import file_type
 from subbyte.io.safetensors import write_safetensors
+from subbyte.planning.mix import file_type
 
 HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 2048, 5632, 32_000, 16
 TARGETS = ("gguf.bf16", "gguf.f16", "gguf.q8_0", "gguf.q4_0", "gguf.q6_k", "gguf.q4_k_m")

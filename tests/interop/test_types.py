@@ -13,10 +13,10 @@ from llama import Model, quantize
 
 import subbyte
 from checkpoints import SMALL_LLAMA
-from subbyte.convert.mix import FILE_TYPES
 from subbyte.ggml import TYPES
 from subbyte.imatrix import Entry, ImportanceMatrix, load_imatrix, save_imatrix
 from subbyte.io.gguf import GgufFile
+from subbyte.planning.mix import FILE_TYPES
 
 TEXT = "Once upon a time"
 #: Written by the converter alone; MXFP4_MOE is for mixtures of experts.

@@ -8,12 +8,10 @@ from typing import Any
 
 from subbyte import environment
 from subbyte.convert.catalogue import list_codecs, list_formats, list_levels
-from subbyte.convert.forecast import Forecast, forecast, read_plan
 from subbyte.convert.hugging import write_checkpoint
 from subbyte.convert.inspection import Inspection, TensorInfo, inspect
 from subbyte.convert.journal import Journal, identify
 from subbyte.convert.manifest import find_manifest
-from subbyte.convert.planning import Plan, TensorPlan, make_plan
 from subbyte.convert.report import Report, Row
 from subbyte.convert.run import Cancel, Progress, make_folder, run
 from subbyte.convert.source import check_target
@@ -21,6 +19,8 @@ from subbyte.convert.verification import Comparison, Verification, verify
 from subbyte.errors import ArgumentError
 from subbyte.io.remote import Place, place
 from subbyte.paths import checked_path
+from subbyte.planning.forecast import Forecast, forecast, read_plan
+from subbyte.planning.plan import Plan, TensorPlan, make_plan
 
 __all__ = [
     "Comparison",
@@ -92,7 +92,7 @@ def convert(
         pre: value of ``tokenizer.ggml.pre``; derived from the structure of tokenizer.json unless given.
         strict: refuse where there would be warnings.
         target_size: choose the types so that the file is at most this large (``"4.0GiB"``, or bytes) and the predicted
-            loss smallest: :mod:`subbyte.convert.allocate`.
+            loss smallest: :mod:`subbyte.planning.allocate`.
         target_bpw: the same for bits per weight of the tensors that are quantized.
         plan: a plan file (:meth:`Forecast.to_json`), whose types are used instead of those of a target.
         overwrite: replace ``dst`` if it exists.

@@ -6,10 +6,10 @@ from typing import Any
 
 from subbyte import _native
 from subbyte.codec import codec_ids
-from subbyte.convert.mix import FILE_TYPES
 from subbyte.convert.types import FLOATS
 from subbyte.formats import PLANNED
 from subbyte.ggml import TYPES
+from subbyte.planning.mix import FILE_TYPES
 
 
 def list_formats() -> list[dict[str, Any]]:

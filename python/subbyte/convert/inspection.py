@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from subbyte.convert.mix import FILE_TYPES
 from subbyte.convert.report import finite, printable, table
 from subbyte.convert.source import is_gguf
 from subbyte.errors import UnsupportedError
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, place
 from subbyte.io.safetensors import SafetensorsFile
+from subbyte.planning.mix import FILE_TYPES
 
 _LONG = 8
 """Arrays of more elements are shown by their length and first elements."""

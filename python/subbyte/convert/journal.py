@@ -22,7 +22,7 @@ from subbyte.convert.source import stamp
 from subbyte.errors import ArgumentError, BusyError
 
 if TYPE_CHECKING:
-    from subbyte.convert.planning import Plan
+    from subbyte.planning.plan import Plan
 
 VERSION = 1
 _MOST_BYTES = 1 << 30

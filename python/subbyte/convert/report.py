@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from subbyte.errors import FormatError
 
 if TYPE_CHECKING:
-    from subbyte.convert.planning import TensorPlan
     from subbyte.io.remote import Place
+    from subbyte.planning.plan import TensorPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,12 @@ import numpy as np
 from subbyte import _native
 from subbyte.convert.journal import Journal, identify, partial_path
 from subbyte.convert.manifest import Manifest, combined, digest
-from subbyte.convert.planning import Plan, TensorPlan
 from subbyte.convert.report import Report, Row
 from subbyte.convert.types import Raw
 from subbyte.convert.values import encode, first_invalid_block
 from subbyte.errors import CancelledError, Error, IoError, NonFiniteError
 from subbyte.ggml import TYPES
+from subbyte.planning.plan import Plan, TensorPlan
 
 CHUNK = 1 << 21
 """Elements of a unit, which is written, hashed and noted at once."""

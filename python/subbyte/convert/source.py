@@ -23,7 +23,6 @@ from subbyte.arch.base import (
     rope_parameters,
     rope_type,
 )
-from subbyte.convert.mix import Model
 from subbyte.convert.recipe import Recipe, computed
 from subbyte.convert.rows import ByteRange, Mxfp4, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor, Stacked
 from subbyte.convert.types import Raw
@@ -35,6 +34,7 @@ from subbyte.io.remote import Place, RemotePath
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.jsonfile import read_object, read_object_if_there
 from subbyte.paths import utf8
+from subbyte.planning.mix import Model
 from subbyte.tokenizer import tokenizer_keys
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import subbyte
 from subbyte.convert.manifest import read_manifest
-from subbyte.convert.mix import layer_number, tensor_class
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.report import Report, Row
 from subbyte.convert.source import open_source
 from subbyte.convert.verification import Comparison, Progress, verify
 from subbyte.io.remote import Place
 from subbyte.paths import checked_path
+from subbyte.planning.mix import layer_number, tensor_class
 
 VERSION = 1
 
@@ -29,7 +29,7 @@ ROLES: Mapping[str, str] = {
     "O": "attention output", "UP": "feed-forward up", "GATE": "feed-forward gate", "DOWN": "feed-forward down",
     "": "norms and others",
 }  # fmt: skip
-"""Names of the classes of tensors (:func:`~subbyte.convert.mix.tensor_class`)."""
+"""Names of the classes of tensors (:func:`~subbyte.planning.mix.tensor_class`)."""
 
 
 @dataclass(frozen=True, slots=True)

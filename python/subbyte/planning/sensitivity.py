@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte.convert.mix import layer_number, tensor_class
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.types import Raw
 from subbyte.convert.values import Importance, encode, to_float32
+from subbyte.planning.mix import layer_number, tensor_class
 
 ROLES: Mapping[str, float] = {
     "DOWN": 1.083, "V": 0.782, "UP": 0.566, "GATE": 0.392, "O": 0.390, "Q": 0.125, "K": 0.109, "EMB": 0.05,

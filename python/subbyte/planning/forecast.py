@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from subbyte.convert.planning import Plan
 from subbyte.convert.report import Row, conversion_table
 from subbyte.convert.run import PIECE, unit_rows, worker_count
 from subbyte.convert.types import quantized
@@ -22,6 +21,7 @@ from subbyte.errors import Error, FormatError
 from subbyte.ggml import TYPES
 from subbyte.io.remote import Place
 from subbyte.jsonfile import read_object
+from subbyte.planning.plan import Plan
 
 VERSION = 1
 

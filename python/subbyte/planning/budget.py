@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from subbyte import _native
-from subbyte.convert.allocate import Option, allocate
-from subbyte.convert.mix import FILE_TYPES, FileType
 from subbyte.convert.recipe import Recipe
-from subbyte.convert.sensitivity import relative_errors, weights
 from subbyte.convert.types import nbytes
 from subbyte.convert.values import Importance
 from subbyte.errors import ArgumentError
 from subbyte.ggml import TYPES
+from subbyte.planning.allocate import Option, allocate
+from subbyte.planning.mix import FILE_TYPES, FileType
+from subbyte.planning.sensitivity import relative_errors, weights
 
 TYPES_TRIED = ("Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Types whose rows are multiples of 256 elements, and Q8_0."""

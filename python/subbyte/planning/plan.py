@@ -15,8 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subbyte._native import FilePlan
-from subbyte.convert.budget import choose, nearest_file_type, parse_size
-from subbyte.convert.mix import (
+from subbyte.convert.recipe import Recipe
+from subbyte.convert.source import Source, open_source, stamp
+from subbyte.convert.types import FLOATS, nbytes, parse_type, quantized
+from subbyte.convert.values import Importance
+from subbyte.errors import ArgumentError, Error, UnsupportedError
+from subbyte.formats import PLANNED
+from subbyte.ggml import TYPES
+from subbyte.imatrix import ImportanceMatrix, load_imatrix
+from subbyte.io.gguf import GgufValue, plan_gguf
+from subbyte.io.remote import Place
+from subbyte.paths import checked_path, utf8
+from subbyte.planning.budget import choose, nearest_file_type, parse_size
+from subbyte.planning.mix import (
     FILE_TYPES,
     FileType,
     MixOptions,
@@ -29,17 +40,6 @@ from subbyte.convert.mix import (
     unknown_target,
     visit_order,
 )
-from subbyte.convert.recipe import Recipe
-from subbyte.convert.source import Source, open_source, stamp
-from subbyte.convert.types import FLOATS, nbytes, parse_type, quantized
-from subbyte.convert.values import Importance
-from subbyte.errors import ArgumentError, Error, UnsupportedError
-from subbyte.formats import PLANNED
-from subbyte.ggml import TYPES
-from subbyte.imatrix import ImportanceMatrix, load_imatrix
-from subbyte.io.gguf import GgufValue, plan_gguf
-from subbyte.io.remote import Place
-from subbyte.paths import checked_path, utf8
 
 
 @dataclass(frozen=True, slots=True)
