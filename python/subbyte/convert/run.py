@@ -125,9 +125,12 @@ def run(
         else:
             writer.abort()
             logger.info("%s: stopped after %d of %d units", dst, len(journal.done), job.count)
-        if isinstance(error, KeyboardInterrupt) and journal.done:
-            percent = 100 * len(journal.done) // job.count
-            raise KeyboardInterrupt(f"{percent} % is done; the same command goes on from there") from None
+        if journal.done:
+            rest = f"{100 * len(journal.done) // job.count} % is done; the same command goes on from there"
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(rest) from None
+            if isinstance(error, IoError):
+                error.message += f"; {rest}"
         raise
     journal.remove()
     return report
@@ -304,7 +307,10 @@ def _check_space(dst: Path, partial: Path, needed: int) -> None:
     except OSError as error:
         raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(dst.parent)) from None
     if free + there < needed:
-        raise Error(f"{needed - there:,} bytes are needed in {dst.parent}, {free:,} are free", file=dst)
+        raise Error(
+            f"{needed - there:,} bytes are needed in {dst.parent}, {free:,} are free; make room and run it again",
+            file=dst,
+        )
 
 
 def _complete(plan: Plan, dst: Path, writer: _native.FileWriter, report: Report, identity: dict[str, object]) -> None:

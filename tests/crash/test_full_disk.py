@@ -1,0 +1,160 @@
+"""Conversions onto file systems that are really full: mounted for the test, skipped where that is not permitted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from dying import RUN, convert
+
+import subbyte
+from checkpoints import SMALL_LLAMA
+from subbyte.convert.journal import journal_path, partial_path
+from subbyte.convert.manifest import manifest_path
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts")
+
+SIZE = 24 << 20
+SHARES = [0.1, 0.5, 0.99]
+
+
+def _mount(kind: str, place: Path) -> None:
+    disk = place / "disk"
+    disk.mkdir()
+    if kind == "tmpfs":
+        commands = [["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(disk)]]
+    else:
+        image = place / "image"
+        with image.open("wb") as file:
+            file.truncate(SIZE)
+        commands = [["mkfs." + kind, "-q", "-m", "0", str(image)], ["mount", "-o", "loop", str(image), str(disk)]]
+    for command in commands:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip(f"{command[0]} is not installed")
+        if done.returncode:
+            pytest.skip(f"{command[0]}: {done.stderr.strip()}")
+
+
+@pytest.fixture(params=["tmpfs", "ext4", "ext2"])  # the first two reserve space for a file, the last cannot
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    _mount(request.param, tmp_path)
+    yield tmp_path / "disk"
+    subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+@pytest.fixture
+def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """The bytes of an uninterrupted run on a disk with space, in many small units."""
+    monkeypatch.setattr(RUN, "CHUNK", 1 << 14)
+    convert(tmp_path / "good.gguf")
+    return (tmp_path / "good.gguf").read_bytes()
+
+
+class Ballast:
+    """Another file on the disk, and the sources: what a conversion has to leave as they are."""
+
+    def __init__(self, disk: Path) -> None:
+        self.path = disk / "ballast"
+        self._before = self._sources()
+
+    def grow(self, leave: int = 0) -> None:
+        """Write until the disk has no more than ``leave`` bytes free."""
+        with self.path.open("ab", buffering=0) as file, suppress(OSError):
+            for step in (1 << 16, 1 << 9):
+                while shutil.disk_usage(self.path.parent).free > leave + step:
+                    file.write(b"\xa5" * step)
+            while leave == 0:  # the file system may have more than it says
+                file.write(b"\xa5")
+        os.sync()
+        assert shutil.disk_usage(self.path.parent).free <= leave + (1 << 12)
+
+    def check(self) -> None:
+        """See that nothing happened to them."""
+        data = self.path.read_bytes()
+        assert data.count(0xA5) == len(data) > 0
+        assert self._sources() == self._before
+
+    @staticmethod
+    def _sources() -> dict[str, tuple[bytes, int]]:
+        return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in SMALL_LLAMA.iterdir()}
+
+
+def _stopped(dst: Path, error: subbyte.Error, ballast: Ballast, *, before: bool = False) -> None:
+    """One clear sentence, and nothing but what the next run goes on from: something if there was ``before``."""
+    assert "No space left on device" in str(error) or "bytes are needed" in str(error), error
+    assert str(dst.parent) in str(error)
+    assert "\n" not in str(error)
+    ballast.check()
+    left = {file.name for file in dst.parent.iterdir() if file.name not in ("lost+found", ballast.path.name)}
+    kept = before or "the same command goes on from there" in str(error)
+    assert left == ({journal_path(dst).name, partial_path(dst).name} if kept else set())
+
+
+def _goes_on(dst: Path, good: bytes) -> subbyte.Report:
+    report = convert(dst)
+    assert dst.read_bytes() == good
+    assert {file.name for file in dst.parent.iterdir()} - {"lost+found"} == {dst.name, manifest_path(dst).name}
+    return report
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("checked", [True, False], ids=["checked", "unchecked"])
+def test_too_little_space(
+    disk: Path, good: bytes, share: float, checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dst, ballast = disk / "out.gguf", Ballast(disk)
+    ballast.grow(leave=int(len(good) * share))
+    with monkeypatch.context() as patches:
+        if not checked:
+            patches.setattr(RUN, "_check_space", lambda *_: None)
+        with pytest.raises(subbyte.Error) as found:
+            convert(dst)
+    print(found.value)
+    _stopped(dst, found.value, ballast)
+    ballast.path.unlink()
+    report = _goes_on(dst, good)
+    print(f"{100 * report.resumed // len(good)} % were there")
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_space_that_vanishes(disk: Path, good: bytes, share: float) -> None:
+    """Another program takes all that is left once a part is written: from there on the journal has no space either."""
+    dst, ballast = disk / "out.gguf", Ballast(disk)
+
+    def progress(done: int, total: int, _: str) -> None:
+        if done >= share * total and not ballast.path.exists():
+            ballast.grow()
+
+    with pytest.raises(subbyte.IoError) as found:
+        convert(dst, progress=progress)
+    print(found.value)
+    _stopped(dst, found.value, ballast)
+    with pytest.raises(subbyte.Error) as again:
+        convert(dst)
+    _stopped(dst, again.value, ballast, before=True)
+    ballast.path.unlink()
+    report = _goes_on(dst, good)
+    print(f"{100 * report.resumed // len(good)} % were there")
+    assert report.resumed > 0.9 * share * len(good)
+
+
+def test_the_command_says_so_in_one_line(disk: Path, good: bytes) -> None:
+    dst, ballast = disk / "out.gguf", Ballast(disk)
+    ballast.grow(leave=len(good) // 2)
+    command = [sys.executable, "-m", "subbyte.cli", "convert", str(SMALL_LLAMA), str(dst), "--to", "gguf.q4_k_m"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"bytes are needed in {disk}" in done.stderr
+    ballast.path.unlink()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert dst.read_bytes() == good
