@@ -10,7 +10,7 @@ from pathlib import Path
 
 from subbyte.arch import ARCHITECTURES
 from subbyte.convert.types import FLOATS
-from subbyte.formats import PLANNED
+from subbyte.formats import PLANNED, format_ids
 from subbyte.ggml import TYPES
 from subbyte.planning.mix import ALIASES, FILE_TYPES
 
@@ -80,6 +80,11 @@ are stored and copied, not decoded to floats. *importance* is what the encoder d
 ## Conversion targets: Hugging Face
 
 {" ".join(f"`hf.{name.lower()}`" for name in FLOATS)}: safetensors of this type with config.json and the tokenizer.
+
+## Checkpoint formats
+
+What `subbyte.open` reads as a folder of safetensors and `subbyte.decode` decodes layer by layer:
+{" ".join(f"`{name}`" for name in format_ids())}.
 
 ## Architectures
 

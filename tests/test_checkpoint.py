@@ -109,8 +109,8 @@ def test_gguf(gguf):
 
 
 def test_quantized_folders_are_refused_until_supported(folder):
-    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq", "bits": 4}}))
-    with pytest.raises(subbyte.UnsupportedError, match="gptq"):
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "eetq", "bits": 4}}))
+    with pytest.raises(subbyte.UnsupportedError, match="eetq"):
         subbyte.open(folder)
 
 

@@ -19,6 +19,12 @@ def encode(name: str, array: Any, dtype: str, columns: int, groups: int, importa
 def first_invalid_block(name: str, blocks: Any) -> int | None:
     """The first block that ggml's own check refuses (a scale or value that is not finite), if there is one."""
 
+def unpack(order: str, bits: int, words: Any, columns: int, codes: Any) -> None:
+    """Unpacks rows of `columns` codes from little-endian 32-bit words (`order`: stream, aligned, planar) into bytes."""
+
+def pack_codes(order: str, bits: int, codes: Any, columns: int, words: Any) -> None:
+    """The reverse of `unpack`; unused bits become zero."""
+
 def stream_fill(out: Any, x: float) -> None:
     """Fills a float32 buffer with `x` past the caches: the write limit that benches compare decoders with."""
 

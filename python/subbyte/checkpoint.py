@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,11 +15,16 @@ from subbyte import arguments, arrays
 from subbyte.arrays import Array
 from subbyte.codec import get_codec
 from subbyte.errors import ArgumentError, Error, FormatError, IoError, UnsupportedError
+from subbyte.formats import checkpoint_format
+from subbyte.formats.base import Folder, Layer
+from subbyte.formats.detect import identify
+from subbyte.forms import Form
 from subbyte.ggml import PLANE
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, RemotePath, place
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.io.source import load_json
+from subbyte.planes import stored
 
 #: Element types of safetensors that are ggml types as well, with their bytes: their codecs decode them.
 _SAFETENSORS_CODECS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -34,6 +40,7 @@ class Weight:
         format: the codec id (``gguf.q4_k``), or the element type of a plain tensor in lower case (``bf16``, ``i64``).
         nbytes: the bytes that it takes in the file.
         file: the file that holds it.
+        layer: the planes it is made of, for a weight of a quantized checkpoint; None otherwise.
     """
 
     name: str
@@ -43,6 +50,8 @@ class Weight:
     file: str
     _codec: str | None = field(repr=False)
     _read: Callable[[], Array] = field(repr=False)  # blocks for the codec, or without one the elements
+    layer: Layer | None = field(default=None, repr=False)
+    _form: Callable[[], Form] | None = field(default=None, repr=False)
 
     def decode(self, dtype: Any = "float32", rows: slice = slice(None), out: Array | None = None) -> Array:
         """The dense values: the same as ``decode()[rows]``.
@@ -58,6 +67,8 @@ class Weight:
             UnsupportedError: the element type cannot be decoded (Q8_1, complex; float8 without `ml_dtypes`).
         """
         try:
+            if self._form is not None:
+                return self._decode_form(self._form(), arrays.dtype_name(dtype), rows, out)
             if self._codec is None:
                 return self._convert(arrays.dtype_name(dtype), rows, out)
             if len(self.shape) == 1 and arguments.row_range(rows) != slice(None):
@@ -66,6 +77,34 @@ class Weight:
         except Error as e:
             e.file, e.tensor = e.file or self.file, e.tensor or self.name
             raise
+
+    def form(self) -> Form:
+        """The weight in the terms of its family (`subbyte.forms`).
+
+        Raises:
+            UnsupportedError: it is no weight of a quantized checkpoint.
+            FormatError, CorruptError: its planes do not fit together.
+        """
+        if self._form is None:
+            raise UnsupportedError(f"stored as {self.format}, which has no canonical form", tensor=self.name)
+        try:
+            return self._form()
+        except Error as e:
+            e.file, e.tensor = e.file or self.file, e.tensor or self.name
+            raise
+
+    def _decode_form(self, form: Form, name: str, rows: slice, out: Array | None) -> Array:
+        values = form.decode(name)
+        if self.layer is not None and self.layer.transposed:
+            values = np.ascontiguousarray(np.swapaxes(values, -1, -2))
+        if values.shape != self.shape:
+            raise FormatError(f"decodes to shape {list(values.shape)}: expected {list(self.shape)}")
+        values = values[arguments.row_range(rows)]
+        if out is None:
+            return values
+        result = arrays.destination(out, values.shape, values.dtype)
+        result.view(values.dtype)[...] = values
+        return result
 
     def _part(self, name: str, rows: slice, out: Array | None) -> Array:
         """Elements of a vector, which is a single row to its codec."""
@@ -103,14 +142,24 @@ class Checkpoint(Mapping[str, Weight]):
         path: what was opened.
         source: the container, a `subbyte.io.gguf.GgufFile` or a `subbyte.io.safetensors.SafetensorsFile`.
         config: config.json of a folder as a dictionary; empty where there is none.
+        format: the format id of a quantized checkpoint (``gptq``); None for GGUF files and dense checkpoints.
+        notes: what is stale or odd but harmless (a module listed as quantized but stored dense).
     """
 
     def __init__(
-        self, path: Place, source: GgufFile | SafetensorsFile, weights: Mapping[str, Weight], config: Mapping[str, Any]
+        self,
+        path: Place,
+        source: GgufFile | SafetensorsFile,
+        weights: Mapping[str, Weight],
+        config: Mapping[str, Any],
+        format: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.source = source
         self.config = dict(config)
+        self.format = format
+        self.notes = list(notes)
         self._weights = dict(weights)
 
     @classmethod
@@ -137,10 +186,6 @@ class Checkpoint(Mapping[str, Weight]):
     @classmethod
     def _open_safetensors(cls, path: Place) -> Checkpoint:
         config = _folder_config(path) if path.is_dir() else {}
-        quantization = config.get("quantization_config")
-        if quantization:
-            method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-            raise UnsupportedError(f"quantized with {method!r}: subbyte cannot decode this method yet", file=path)
         source = SafetensorsFile(path)
 
         def weight(name: str) -> Weight:
@@ -159,7 +204,23 @@ class Checkpoint(Mapping[str, Weight]):
                 lambda: source.raw(name).reshape(rows),
             )
 
-        return cls(path, source, {name: weight(name) for name in source}, config)
+        found = identify(config, source, partial(_side_file, path))
+        if found is None:
+            return cls(path, source, {name: weight(name) for name in source}, config)
+        id, settings = found
+        folder = Folder(source, config, settings, partial(_side_file, path))
+        try:
+            layers = checkpoint_format(id).layers(folder)
+        except Error as e:
+            e.file = e.file or os.fspath(path)
+            raise
+        weights = {layer.name: _layer_weight(source, id, layer) for layer in layers}
+        taken = {tensor for layer in layers for tensor in layer.planes.values()}
+        clash = next((name for name in source if name in weights and name not in taken), None)
+        if clash is not None:
+            raise FormatError("stored both dense and quantized; which one counts?", file=path, tensor=clash)
+        weights |= {name: weight(name) for name in source if name not in taken}
+        return cls(path, source, weights, config, id, folder.notes)
 
     def close(self) -> None:
         """Lets go of the files; arrays handed out stay valid."""
@@ -182,6 +243,35 @@ class Checkpoint(Mapping[str, Weight]):
 
     def __repr__(self) -> str:
         return f"<Checkpoint {str(self.path)!r}: {len(self)} weights>"
+
+
+def _layer_weight(source: SafetensorsFile, id: str, layer: Layer) -> Weight:
+    tensors = {plane: source[name] for plane, name in layer.planes.items()}
+
+    def form() -> Form:
+        planes = {
+            plane: stored(source.raw(tensor.name), tensor.dtype, tensor.shape) for plane, tensor in tensors.items()
+        }
+        return checkpoint_format(id).read(planes, layer.params)
+
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    file = next(iter(tensors.values())).path
+    return Weight(layer.name, layer.shape, id, nbytes, file, None, lambda: _no_elements(layer.name), layer, form)
+
+
+def _no_elements(name: str) -> Array:
+    raise UnsupportedError("a quantized weight has no elements of its own", tensor=name)
+
+
+def _side_file(path: Place, name: str) -> Any:
+    """A JSON file beside the weights, None where there is none."""
+    try:
+        if not isinstance(path, RemotePath):
+            return load_json((path if path.is_dir() else path.parent) / name)
+        with path.copies([name]) as copy:
+            return load_json(copy / name)
+    except FileNotFoundError:
+        return None
 
 
 def _is_gguf(path: Place) -> bool:

@@ -6,12 +6,14 @@ import collections
 import json
 from pathlib import Path
 
+import pytest
+
 RUNNER = Path(__file__).parent / "run.py"
 
 
-def results(run_python, tmp_path, golden, *options, **env):
+def results(run_python, tmp_path, golden, family, *options, **env):
     report = tmp_path / "report.json"
-    arguments = ("gguf", "--golden", str(golden.parent), "--json", str(report), *options)
+    arguments = (family, "--golden", str(golden.parent), "--json", str(report), *options)
     # The runner exits with 1 where anything is missing; the caller knows what may be.
     run_python(RUNNER, *arguments, exits=(0, 1), timeout=900, **env)
     rows = json.loads(report.read_text())
@@ -27,12 +29,16 @@ def explain(rows):
     return f"{dict(counts)}\n{first}"
 
 
-def test_everything(run_python, tmp_path, golden):
-    failed = [r for r in results(run_python, tmp_path, golden) if r["result"] != "pass"]
+FAMILIES = sorted(manifest.parent.name for manifest in (RUNNER.parent.parent / "golden").glob("*/cases.json"))
+
+
+@pytest.mark.parametrize("family", ["gguf", *FAMILIES])
+def test_everything(run_python, tmp_path, golden, family):
+    failed = [r for r in results(run_python, tmp_path, golden, family) if r["result"] != "pass"]
     assert not failed, explain(failed)
 
 
 def test_codecs_on_every_level(level, run_python, tmp_path, golden):
-    rows = results(run_python, tmp_path, golden, "--op", "decode", "--op", "encode", SUBBYTE_SIMD=level)
+    rows = results(run_python, tmp_path, golden, "gguf", "--op", "decode", "--op", "encode", SUBBYTE_SIMD=level)
     failed = [r for r in rows if r["result"] != "pass"]
     assert not failed, explain(failed)

@@ -7,7 +7,7 @@ from typing import Any
 from subbyte import _native
 from subbyte.codec import codec_ids
 from subbyte.convert.types import FLOATS
-from subbyte.formats import PLANNED
+from subbyte.formats import PLANNED, format_ids
 from subbyte.ggml import TYPES
 from subbyte.planning.mix import FILE_TYPES
 
@@ -16,7 +16,8 @@ def list_formats() -> list[dict[str, Any]]:
     """Format ids and conversion targets: ``id``; ``use`` (``"convert"`` or ``"decode, encode"``); ``status``."""
     targets = [{"id": f"gguf.{name.lower()}", "use": "convert", "status": "supported"} for name in FILE_TYPES]
     targets += [{"id": f"hf.{name.lower()}", "use": "convert", "status": "supported"} for name in FLOATS]
-    codecs = [{"id": name, "use": "decode, encode", "status": "supported"} for name in codec_ids()]
+    layers = [*codec_ids(), *format_ids()]
+    codecs = [{"id": name, "use": "decode, encode", "status": "supported"} for name in layers]
     planned = [{"id": name, "use": "decode, encode", "status": "planned"} for name in sorted(PLANNED)]
     return targets + codecs + planned
 

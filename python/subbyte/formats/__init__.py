@@ -7,15 +7,24 @@ byte layout. Every codec id is a format id too, without parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
 from subbyte.arguments import text
 from subbyte.arrays import Array
 from subbyte.codec import Codec, Encoded, get_codec
 from subbyte.errors import UnsupportedError
 
-#: Ids that are spoken for, but have no implementation.
-PLANNED = frozenset(
+if TYPE_CHECKING:
+    from subbyte.formats.base import Format
+
+#: Module of each format; it has a mapping FORMATS from id to format, and is loaded when an id of it is asked for.
+_MODULES = {
+    "gptq": "integer.gptq",
+}
+
+#: Every id that is spoken for.
+_KNOWN = frozenset(
     """
     abq any4 aqlm awq billm bitnet bitnet.gpu_int2 bitnet.i2_s bitnet.tl1 bitnet.tl2 bitsandbytes bitstack compact3d
     compressed-tensors exl3 fp8 fsq gemma gptq gptvq higgs hqq ifairy kv.aquakv kv.kivi kv.kvquant kv.logquant
@@ -25,12 +34,15 @@ PLANNED = frozenset(
     """.split()
 )
 
+#: Ids that have no implementation.
+PLANNED = _KNOWN - set(_MODULES)
+
 #: ggml types that existed once; files that hold them have to be made anew.
 _REMOVED_GGML = frozenset("q4_2 q4_3 q4_0_4_4 q4_0_4_8 q4_0_8_8 iq4_nl_4_4 iq4_nl_4_8 iq4_nl_8_8".split())
 
 
-class Format(Protocol):
-    """How the layers of a format are decoded and encoded."""
+class LayerFormat(Protocol):
+    """What `subbyte.decode` and `subbyte.encode` need of a format or codec."""
 
     def decode(self, planes: Mapping[str, Any], *, params: Mapping[str, Any], dtype: Any) -> Array:
         """The dense weight of one layer, see `subbyte.decode`."""
@@ -54,7 +66,24 @@ class CodecFormat:
         return self.codec.encode(array, importance=importance)
 
 
-def get_format(id: str) -> Format:
+def format_ids() -> list[str]:
+    """The ids of the checkpoint formats, sorted."""
+    return sorted(_MODULES)
+
+
+def checkpoint_format(id: str) -> Format:
+    """The checkpoint format with this id.
+
+    Raises:
+        UnsupportedError: it is planned, or no checkpoint format.
+    """
+    if id not in _MODULES:
+        raise UnsupportedError(f"checkpoints of format '{id}' are not supported yet")
+    found: Format = import_module(f"subbyte.formats.{_MODULES[id]}").FORMATS[id]
+    return found
+
+
+def get_format(id: str) -> LayerFormat:
     """The format with this id.
 
     Raises:
@@ -63,6 +92,8 @@ def get_format(id: str) -> Format:
     """
     if text(id, "the format id") in PLANNED:
         raise UnsupportedError(f"format '{id}' is not supported yet: subbyte.list_formats() lists what is")
+    if id in _MODULES:
+        return checkpoint_format(id)
     family, _, variant = id.partition(".")
     if family == "gguf" and variant in _REMOVED_GGML:
         raise UnsupportedError(f"ggml has removed the type {variant.upper()}: make the file anew from its source")

@@ -5,6 +5,7 @@ mod codec;
 mod container;
 mod dlpack;
 mod errors;
+mod pack;
 
 use pyo3::prelude::*;
 
@@ -15,5 +16,6 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("SIDE_FILE_BYTES", subbyte_core::limits::SIDE_FILE_BYTES)?;
     codec::register(m)?;
     dlpack::register(m)?;
+    pack::register(m)?;
     container::register(m)
 }

@@ -1,0 +1,178 @@
+"""What a checkpoint format offers: decoding and encoding of layers, and finding them in a checkpoint."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from subbyte.arrays import Array
+from subbyte.codec import Encoded
+from subbyte.errors import ArgumentError, FormatError, UnsupportedError
+from subbyte.forms import Form
+from subbyte.io.safetensors import SafetensorsFile
+from subbyte.planes import Plane
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A quantized weight of a checkpoint.
+
+    Attributes:
+        name: name of the dense weight (``model.layers.0.mlp.down_proj.weight``).
+        shape: its dense shape.
+        planes: tensor of the checkpoint by plane.
+        params: the format's parameters for this layer.
+        transposed: the dense weight has its last two axes exchanged against what `Format.read` gives (experts of
+            gpt-oss).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    planes: Mapping[str, str]
+    params: Mapping[str, Any]
+    transposed: bool = False
+
+
+@dataclass(slots=True)
+class Folder:
+    """A checkpoint that a format looks for its layers in.
+
+    Attributes:
+        source: the tensors; `SafetensorsFile.array` reads small ones.
+        config: config.json.
+        settings: the quantization settings, from config.json or the format's side file.
+        side_file: a JSON file beside the weights by its name; None where there is none.
+        notes: what is stale or odd but harmless, for the user; formats append.
+    """
+
+    source: SafetensorsFile
+    config: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    side_file: Callable[[str], Any]
+    notes: list[str] = field(default_factory=list)
+
+    def modules(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, dict[str, str]]:
+        """Tensors by module and plane: those that are called ``<module>.<plane>``.
+
+        A module counts when it has all of the ``required`` planes.
+        """
+        wanted = tuple(required)
+        every = (*wanted, *optional)
+        found: dict[str, dict[str, str]] = {}
+        for name in self.source:
+            for plane in every:
+                if name.endswith(f".{plane}"):
+                    found.setdefault(name[: -len(plane) - 1], {})[plane] = name
+        return {module: planes for module, planes in found.items() if all(plane in planes for plane in wanted)}
+
+
+class Format(ABC):
+    """A checkpoint format.
+
+    Attributes:
+        id: the format id.
+    """
+
+    id: str
+
+    def decode(self, planes: Mapping[str, Any], *, params: Mapping[str, Any], dtype: Any) -> Array:
+        """The dense weight of one layer, see `subbyte.decode`."""
+        return self.read(planes, params).decode(dtype)
+
+    def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
+        """The planes of one layer, see `subbyte.encode`."""
+        raise UnsupportedError(f"format '{self.id}' cannot encode floats yet")
+
+    @abstractmethod
+    def read(self, planes: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
+        """The layer as a canonical form.
+
+        Raises:
+            ArgumentError: a plane is missing.
+            FormatError: planes and parameters do not fit together.
+            UnsupportedError: a variant that cannot be read.
+        """
+
+    def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
+        """A form's codes and parameters as planes, nothing rounded.
+
+        Raises:
+            UnsupportedError: the format cannot hold the form exactly; the message says why.
+        """
+        raise UnsupportedError(f"format '{self.id}' cannot hold a {type(form).__name__.lower()} form")
+
+    def layers(self, folder: Folder) -> Sequence[Layer]:
+        """The quantized weights of a checkpoint in this format.
+
+        Nothing but headers and small tensors is read.
+
+        Raises:
+            FormatError: tensors and settings contradict each other; the message names both.
+        """
+        raise UnsupportedError(f"format '{self.id}' has no checkpoints of its own")
+
+
+def settings(params: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """The quantization settings among a layer's parameters: the first of ``keys`` that is there.
+
+    Raises:
+        FormatError: it is no JSON object.
+        ArgumentError: there is none.
+    """
+    for key in keys or ("quantization_config",):
+        if key in params:
+            found = params[key]
+            if not isinstance(found, Mapping):
+                raise FormatError(f"{key} is {found!r:.60}: expected a JSON object")
+            return found
+    raise ArgumentError(f"params lacks '{keys[0] if keys else 'quantization_config'}', the settings of the format")
+
+
+def setting_int(values: Mapping[str, Any], key: str, default: int | None = None, allowed: Iterable[int] = ()) -> int:
+    """An integer setting.
+
+    Raises:
+        FormatError: it is missing without a default, is no integer, or none of the allowed ones.
+    """
+    found = values.get(key, default)
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise FormatError(f"setting '{key}' is {found!r:.60}: expected an integer")
+    choice = tuple(allowed)
+    if choice and found not in choice:
+        raise FormatError(f"setting '{key}' is {found}: expected one of {', '.join(map(str, choice))}")
+    return found
+
+
+def setting_bool(values: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A true-or-false setting.
+
+    Raises:
+        FormatError: it is neither.
+    """
+    found = values.get(key, default)
+    if not isinstance(found, bool):
+        raise FormatError(f"setting '{key}' is {found!r:.60}: expected true or false")
+    return found
+
+
+def setting_text(values: Mapping[str, Any], key: str, default: str | None = None, allowed: Iterable[str] = ()) -> str:
+    """A string setting.
+
+    Raises:
+        FormatError: it is missing without a default, is no string, or none of the allowed ones.
+    """
+    found = values.get(key, default)
+    if not isinstance(found, str):
+        raise FormatError(f"setting '{key}' is {found!r:.60}: expected a string")
+    choice = tuple(allowed)
+    if choice and found not in choice:
+        raise FormatError(f"setting '{key}' is '{found}': expected one of {', '.join(choice)}")
+    return found
+
+
+def encoded(id: str, planes: Mapping[str, Plane], shape: Sequence[int], params: Mapping[str, Any]) -> Encoded:
+    """Planes as what `subbyte.encode` returns."""
+    arrays = {name: plane.array() for name, plane in planes.items()}
+    return Encoded(arrays, config={"id": id, **params}, shape=shape)

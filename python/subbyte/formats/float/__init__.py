@@ -1,0 +1,1 @@
+"""Checkpoints of small floats with scales."""

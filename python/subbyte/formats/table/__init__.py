@@ -1,0 +1,1 @@
+"""Checkpoints whose codes are looked up in tables."""

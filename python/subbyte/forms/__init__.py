@@ -1,0 +1,26 @@
+"""Canonical forms: what families of formats have in common, so that N formats need N mappings and not N².
+
+A format's ``read`` turns stored planes into a form, its ``write`` a form into planes. Forms hold views of the planes
+and decode ranges of rows.
+"""
+
+from subbyte.forms.affine import Affine, Biased, FloatZero
+from subbyte.forms.base import Form
+from subbyte.forms.codes import ByteCodes, Codes, PackedCodes
+from subbyte.forms.scaled import BlockScaled, Microscaled
+from subbyte.forms.table import Table
+from subbyte.forms.ternary import Ternary
+
+__all__ = [
+    "Affine",
+    "Biased",
+    "BlockScaled",
+    "ByteCodes",
+    "Codes",
+    "FloatZero",
+    "Form",
+    "Microscaled",
+    "PackedCodes",
+    "Table",
+    "Ternary",
+]

@@ -1,0 +1,164 @@
+"""Integers with a scale per group, and a zero point or a bias.
+
+* `Affine`: w = (code - zero) * scale with integer zeros (GPTQ, AWQ, compressed-tensors, torchao, bitsandbytes int8).
+* `Biased`: w = code * scale + bias (MLX, quanto, torchao tile formats).
+* `FloatZero`: w = (code - zero) * scale with float zeros (HQQ, SINQ).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subbyte.errors import FormatError
+from subbyte.forms.base import Form
+from subbyte.forms.codes import Codes
+from subbyte.planes import Plane, rounded
+
+
+def spread(values: NDArray[np.float32], columns: int, group_size: int) -> NDArray[np.float32]:
+    """Values of groups, (rows, groups), repeated for each of ``columns`` columns."""
+    if values.shape[1] == 1:
+        return values
+    return np.repeat(values, group_size, axis=1)[:, :columns]
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Form):
+    """w = (code - zero) * scale.
+
+    The difference is an integer and exact; the product is rounded to float32 (exact for 16-bit scales), and once more
+    to a 16-bit result.
+
+    Attributes:
+        codes: (rows, columns).
+        scales: F16, BF16 or F32, (rows, groups).
+        zeros: int16, (rows, groups), in the range of the codes or one above it; one number if all are equal.
+        group_size: columns of a group; the last group may be shorter.
+        group_of: int32, (columns,): the group of each column where columns are not in order (act-order).
+    """
+
+    shape: tuple[int, ...]
+    codes: Codes
+    scales: Plane
+    zeros: NDArray[np.int16] | int
+    group_size: int
+    group_of: NDArray[np.int32] | None = None
+
+    def __post_init__(self) -> None:
+        rows, groups = self.scales.shape
+        if self.codes.shape != (self.rows, self.columns) or rows != self.rows:
+            raise FormatError(
+                f"codes of shape {list(self.codes.shape)} and scales of shape {list(self.scales.shape)} do not fit a "
+                f"weight of shape {list(self.shape)}"
+            )
+        if not isinstance(self.zeros, int) and self.zeros.shape != (rows, groups):
+            raise FormatError(f"zero points of shape {list(self.zeros.shape)}: expected {[rows, groups]} as the scales")
+        if self.group_of is None:
+            if self.group_size < 1 or groups != -(-self.columns // self.group_size):
+                raise FormatError(f"{groups} groups of {self.group_size} columns do not fit {self.columns} columns")
+        elif self.group_of.shape != (self.columns,) or not 0 <= self.group_of.min() <= self.group_of.max() < groups:
+            raise FormatError(f"the group of a column is out of range: expected {self.columns} numbers below {groups}")
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every zero is the middle of the range of codes."""
+        return bool(np.all(self.zeros == 1 << (self.codes.bits - 1)))
+
+    def _columns(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.group_of is not None:
+            return values[:, self.group_of]
+        return spread(values, self.columns, self.group_size)
+
+    def differences(self, rows: slice) -> NDArray[np.int16]:
+        """code - zero: int16, shape (rows, columns)."""
+        codes = self.codes.unpack(rows).astype(np.int16)
+        if isinstance(self.zeros, int):
+            return codes - np.int16(self.zeros)
+        zeros = self.zeros[rows]
+        wide = zeros[:, self.group_of] if self.group_of is not None else np.repeat(zeros, self.group_size, axis=1)
+        return codes - wide[:, : self.columns]
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        scales = self._columns(Plane(self.scales.data[rows], self.scales.kind).float32())
+        return self.differences(rows).astype(np.float32) * scales
+
+
+@dataclass(frozen=True, eq=False)
+class Biased(Form):
+    """w = code * scale + bias, each step rounded in the type of the scales.
+
+    Attributes:
+        codes: (rows, columns).
+        scales, biases: F16, BF16 or F32, (rows, groups), of one type.
+        group_size: columns of a group, which divides the columns.
+        signed: subtracted from a code before it is scaled (for codes that the format stores with a sign).
+    """
+
+    shape: tuple[int, ...]
+    codes: Codes
+    scales: Plane
+    biases: Plane
+    group_size: int
+    signed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_groups(self, self.codes, (self.scales, self.biases), self.group_size)
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        return self._values(rows, "F32")
+
+    def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        return self._values(rows, self.scales.kind)
+
+    def _values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        codes = self.codes.unpack(rows).astype(np.float32) - np.float32(self.signed)
+        scales, biases = (Plane(p.data[rows], p.kind).float32() for p in (self.scales, self.biases))
+        product = rounded(codes * spread(scales, self.columns, self.group_size), kind)
+        return rounded(product + spread(biases, self.columns, self.group_size), kind)
+
+
+@dataclass(frozen=True, eq=False)
+class FloatZero(Form):
+    """w = (code - zero) * scale with a float zero, each step rounded in ``compute``.
+
+    Attributes:
+        codes: (rows, columns).
+        scales, zeros: F16, BF16 or F32, (rows, groups).
+        group_size: columns of a group, which divides the columns.
+        compute: F16, BF16 or F32: the type in which the original computes 16-bit results.
+    """
+
+    shape: tuple[int, ...]
+    codes: Codes
+    scales: Plane
+    zeros: Plane
+    group_size: int
+    compute: str
+
+    def __post_init__(self) -> None:
+        _check_groups(self, self.codes, (self.scales, self.zeros), self.group_size)
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        return self._values(rows, "F32")
+
+    def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        return self._values(rows, self.compute)
+
+    def _values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        codes = self.codes.unpack(rows).astype(np.float32)
+        scales, zeros = (Plane(p.data[rows], p.kind).float32() for p in (self.scales, self.zeros))
+        difference = rounded(codes - spread(zeros, self.columns, self.group_size), kind)
+        return rounded(difference * spread(scales, self.columns, self.group_size), kind)
+
+
+def _check_groups(form: Form, codes: Codes, parameters: tuple[Plane, ...], group_size: int) -> None:
+    expected = (form.rows, -(-form.columns // max(group_size, 1)))
+    for found in parameters:
+        if found.shape != expected or codes.shape != (form.rows, form.columns):
+            raise FormatError(
+                f"codes of shape {list(codes.shape)} and group parameters of shape {list(found.shape)} do not fit a "
+                f"weight of shape {list(form.shape)} in groups of {group_size}"
+            )

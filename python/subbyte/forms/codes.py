@@ -1,0 +1,143 @@
+"""Unsigned codes of a weight, packed as their format stores them and unpacked by ranges of rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subbyte import _native
+from subbyte.arrays import Array
+from subbyte.errors import FormatError
+
+CodeArray = NDArray[np.uint8]
+
+
+def words_per_row(order: str, bits: int, columns: int) -> int:
+    """32-bit words of a row of ``columns`` codes in this order (see `subbyte_core::pack`)."""
+    if order == "stream":
+        return -(-columns * bits // 32)
+    return -(-columns // (32 // bits)) if order == "aligned" else -(-columns // 32) * bits
+
+
+def unpack(order: str, bits: int, words: Array, columns: int) -> CodeArray:
+    """Codes of rows of little-endian 32-bit words: uint8, shape (rows, columns).
+
+    Args:
+        order: ``"stream"``, ``"aligned"`` or ``"planar"``.
+        bits: 1 to 8.
+        words: 32-bit integers, shape (rows, words of a row).
+        columns: codes of a row.
+
+    Raises:
+        FormatError: rows of words have another length.
+    """
+    expected = words_per_row(order, bits, columns)
+    if words.ndim != 2 or words.shape[1] != expected or words.itemsize != 4:
+        raise FormatError(f"words of shape {list(words.shape)}: expected {expected} for {columns} codes of {bits} bits")
+    out = np.empty((len(words), columns), np.uint8)
+    if out.size:
+        _native.unpack(order, bits, np.ascontiguousarray(words).view(np.uint8).reshape(-1), columns, out.reshape(-1))
+    return out
+
+
+def pack(order: str, bits: int, codes: CodeArray) -> NDArray[np.uint32]:
+    """The reverse of `unpack`: uint32, shape (rows, words of a row).
+
+    Raises:
+        ArgumentError: a code has more than ``bits`` bits.
+    """
+    rows, columns = codes.shape
+    out = np.zeros((rows, words_per_row(order, bits, columns)), np.uint32)
+    if codes.size:
+        flat = np.ascontiguousarray(codes, np.uint8).reshape(-1)
+        _native.pack_codes(order, bits, flat, columns, out.view(np.uint8).reshape(-1))
+    return out
+
+
+class Codes(ABC):
+    """Codes of ``bits`` bits, 0 to 2^bits - 1, of a matrix.
+
+    Attributes:
+        bits: 1 to 8.
+        shape: rows and columns.
+    """
+
+    bits: int
+    shape: tuple[int, int]
+
+    @abstractmethod
+    def unpack(self, rows: slice = slice(None)) -> CodeArray:
+        """The codes of a range of rows: uint8, shape (rows, columns)."""
+
+    def stream(self, rows: slice = slice(None)) -> NDArray[np.uint32]:
+        """The codes of a range of rows in ``stream`` order: uint32, shape (rows, words of a row)."""
+        return pack("stream", self.bits, self.unpack(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class PackedCodes(Codes):
+    """Codes in 32-bit words.
+
+    Attributes:
+        words: shape (rows, words of a row); with ``down`` (words of a row, rows).
+        order: ``"stream"``, ``"aligned"`` or ``"planar"``.
+        down: the words of a row of the weight run down a column.
+    """
+
+    words: Array
+    bits: int
+    shape: tuple[int, int]
+    order: str = "stream"
+    down: bool = False
+
+    def __post_init__(self) -> None:
+        rows, columns = self.shape
+        expected = (rows, words_per_row(self.order, self.bits, columns))
+        if self.words.shape != (expected[::-1] if self.down else expected) or self.words.itemsize != 4:
+            raise FormatError(
+                f"packed codes have shape {list(self.words.shape)}: expected "
+                f"{list(expected[::-1] if self.down else expected)} for a weight {list(self.shape)} of {self.bits} bits"
+            )
+
+    def _words(self, rows: slice) -> Array:
+        return np.ascontiguousarray(self.words[:, rows].T) if self.down else self.words[rows]
+
+    def unpack(self, rows: slice = slice(None)) -> CodeArray:
+        return unpack(self.order, self.bits, self._words(rows), self.shape[1])
+
+    def stream(self, rows: slice = slice(None)) -> NDArray[np.uint32]:
+        same = self.order == "stream" or self.bits in (1, 2, 4, 8)
+        if not same or self.shape[1] * self.bits % 32:
+            return super().stream(rows)  # bits after the end of a row may hold anything
+        return self._words(rows).view(np.uint32)
+
+
+@dataclass(frozen=True, eq=False)
+class ByteCodes(Codes):
+    """Codes of one byte each.
+
+    Attributes:
+        data: uint8 or int8, shape (rows, columns).
+        offset: what is added to an element to give the code (128 for signed codes of 8 bits).
+    """
+
+    data: Array
+    bits: int = 8
+    offset: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        rows, columns = self.data.shape
+        return rows, columns
+
+    def unpack(self, rows: slice = slice(None)) -> CodeArray:
+        found = self.data[rows]
+        if self.offset:
+            found = (found.astype(np.int16) + self.offset).astype(np.uint8)
+        found = found.view(np.uint8)
+        if self.bits < 8 and found.size and found.max() >> self.bits:
+            raise FormatError(f"a stored code is out of the range of {self.bits} bits")
+        return found

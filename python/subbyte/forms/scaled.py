@@ -1,0 +1,124 @@
+"""Small floats with scales.
+
+* `Microscaled`: blocks along a row with a power of two or an E4M3 scale each, and perhaps one scale for the tensor
+  (MXFP4, MXFP6, MXFP8: OCP Microscaling Formats 1.0; NVFP4).
+* `BlockScaled`: codes of 8 bits with a scale per tensor, row or rectangle (FP8; also integers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subbyte.errors import FormatError, UnsupportedError
+from subbyte.forms.base import Form
+from subbyte.forms.codes import Codes
+from subbyte.planes import Plane, float8_values
+
+
+@cache
+def element_values(kind: str) -> NDArray[np.float32]:
+    """The values of an element type by code: ``E2M1`` (16), ``E2M3`` and ``E3M2`` (64), ``F8_E4M3``, ``F8_E5M2`` (256).
+
+    OCP Microscaling Formats (MX) Specification 1.0, section 5.3.
+    """
+    fields = {"E2M1": (2, 1, 1), "E2M3": (2, 3, 1), "E3M2": (3, 2, 3)}.get(kind)
+    if fields is None:
+        return float8_values(kind)
+    exponent_bits, mantissa_bits, bias = fields
+    code = np.arange(1 << (1 + exponent_bits + mantissa_bits))
+    magnitude = code & ((1 << (exponent_bits + mantissa_bits)) - 1)
+    exponent, mantissa = magnitude >> mantissa_bits, magnitude & ((1 << mantissa_bits) - 1)
+    value = np.ldexp(mantissa / (1 << mantissa_bits) + (exponent > 0), np.maximum(exponent, 1) - bias)
+    return np.asarray(np.copysign(value, np.where(code > magnitude, -1.0, 1.0)), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Microscaled(Form):
+    """w = element * scale of its block (* scale of the tensor).
+
+    Attributes:
+        codes: codes of the elements, (rows, columns).
+        element: ``E2M1``, ``E2M3``, ``E3M2``, ``F8_E4M3`` or ``F8_E5M2``.
+        scales: bits of E8M0 or E4M3 as U8, F8_E8M0 or F8_E4M3, (rows, blocks).
+        scale_kind: ``F8_E8M0`` or ``F8_E4M3``.
+        block: columns of a block.
+        multiplier: float32 scale of the tensor that multiplies a block's scale; None for none.
+        divisor: float32 scale of the tensor that divides a block's scale (compressed-tensors); None for none.
+    """
+
+    shape: tuple[int, ...]
+    codes: Codes
+    element: str
+    scales: Plane
+    scale_kind: str
+    block: int
+    multiplier: np.float32 | None = None
+    divisor: np.float32 | None = None
+
+    def __post_init__(self) -> None:
+        expected = (self.rows, -(-self.columns // self.block))
+        if self.codes.shape != (self.rows, self.columns) or self.scales.shape != expected:
+            raise FormatError(
+                f"codes of shape {list(self.codes.shape)} and scales of shape {list(self.scales.shape)} do not fit a "
+                f"weight of shape {list(self.shape)} in blocks of {self.block}"
+            )
+        if self.scale_kind not in ("F8_E8M0", "F8_E4M3"):
+            raise UnsupportedError(f"scales of type {self.scale_kind}: expected E8M0 or E4M3")
+
+    def block_scales(self, rows: slice) -> NDArray[np.float32]:
+        """What multiplies the elements of each block, the scale of the tensor included: (rows, blocks)."""
+        scales = float8_values(self.scale_kind)[self.scales.data[rows].view(np.uint8)]
+        with np.errstate(all="ignore"):
+            if self.multiplier is not None:
+                scales = scales * self.multiplier
+            if self.divisor is not None:
+                scales = scales / self.divisor
+        return scales
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        elements = element_values(self.element)[self.codes.unpack(rows)]
+        scales = np.repeat(self.block_scales(rows), self.block, axis=1)[:, : self.columns]
+        with np.errstate(all="ignore"):
+            return elements * scales
+
+
+@dataclass(frozen=True, eq=False)
+class BlockScaled(Form):
+    """w = element * scale of its rectangle.
+
+    Attributes:
+        data: bits of the elements, (rows, columns): uint8, or int8 for ``I8``.
+        element: ``F8_E4M3``, ``F8_E5M2``, a ``FNUZ`` variant, or ``I8``.
+        scales: F32, F16, BF16, or an 8-bit float, (row blocks, column blocks).
+        block: rows and columns of a rectangle; those at the edges may be smaller.
+        inverse: the scale divides instead of multiplying (gptqmodel's FP8).
+    """
+
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8] | NDArray[np.int8]
+    element: str
+    scales: Plane
+    block: tuple[int, int]
+    inverse: bool = False
+
+    def __post_init__(self) -> None:
+        expected = tuple(-(-size // step) for size, step in zip((self.rows, self.columns), self.block, strict=True))
+        if self.data.shape != (self.rows, self.columns) or self.scales.shape != expected:
+            raise FormatError(
+                f"elements of shape {list(self.data.shape)} and scales of shape {list(self.scales.shape)} do not fit a "
+                f"weight of shape {list(self.shape)} in blocks of {list(self.block)}"
+            )
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        found = self.data[rows]
+        elements = found.astype(np.float32) if self.element == "I8" else element_values(self.element)[found]
+        height, width = self.block
+        start, stop, _ = rows.indices(self.rows)
+        of_row = self.scales.float32()[np.arange(start, stop) // height]
+        scales = of_row if of_row.shape[1] == 1 else np.repeat(of_row, width, axis=1)[:, : self.columns]
+        with np.errstate(all="ignore"):
+            return elements / scales if self.inverse else elements * scales

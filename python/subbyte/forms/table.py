@@ -1,0 +1,47 @@
+"""Codes that are looked up in a table of floats, with a scale per block of the flattened weight (NF4, FP4, any4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subbyte.errors import FormatError
+from subbyte.forms.base import Form
+from subbyte.forms.codes import Codes
+
+
+@dataclass(frozen=True, eq=False)
+class Table(Form):
+    """w = table[code] * scale of its block; blocks run over the flattened weight and may cross rows.
+
+    Attributes:
+        codes: (rows, columns).
+        table: float32, (2^bits,).
+        scales: float32, (blocks,).
+        block: elements of a block; the last one may be shorter.
+    """
+
+    shape: tuple[int, ...]
+    codes: Codes
+    table: NDArray[np.float32]
+    scales: NDArray[np.float32]
+    block: int
+
+    def __post_init__(self) -> None:
+        blocks = -(-self.rows * self.columns // self.block)
+        if self.codes.shape != (self.rows, self.columns) or self.scales.shape != (blocks,):
+            raise FormatError(
+                f"codes of shape {list(self.codes.shape)} and scales of shape {list(self.scales.shape)} do not fit a "
+                f"weight of shape {list(self.shape)} in blocks of {self.block}"
+            )
+        if self.table.shape != (1 << self.codes.bits,):
+            raise FormatError(f"a table of shape {list(self.table.shape)}: expected {1 << self.codes.bits} values")
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        start, stop, _ = rows.indices(self.rows)
+        block = np.arange(start * self.columns, stop * self.columns) // self.block
+        scales = self.scales[block].reshape(stop - start, self.columns)
+        with np.errstate(all="ignore"):
+            return self.table[self.codes.unpack(rows)] * scales
