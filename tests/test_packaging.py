@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -49,6 +50,26 @@ print(elapsed, *sorted(m for m in new if m not in sys.stdlib_module_names and m 
     runs = [run_python(code).split() for _ in range(5)]
     assert all(len(run) == 1 for run in runs), runs
     assert min(float(elapsed) for elapsed, *_ in runs) <= 0.150
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_every_module_can_be_the_first(run_python):
+    names = [file.relative_to(PACKAGE.parent).with_suffix("") for file in PACKAGE.rglob("*.py")]
+    modules = sorted(".".join(name.parts).removesuffix(".__init__") for name in names)
+    code = """
+import importlib, os, sys
+import numpy
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(name, repr(error), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    assert run_python(code, *modules) == ""
 
 
 def test_import_creates_and_starts_nothing(run_python, tmp_path):

@@ -11,6 +11,8 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
+from subbyte.io.gguf import GgufFile
+
 llama = pytest.importorskip("llama_cpp.llama_cpp")
 
 _messages: list[str] = []
@@ -125,3 +127,14 @@ def quantize(src: Path, dst: Path, file_type: int, importance: Mapping[str, np.n
     _messages.clear()
     status = llama.llama_model_quantize(str(src).encode(), str(dst).encode(), ctypes.byref(parameters))
     assert status == 0, "".join(_messages)
+
+
+def differing(ours: Path, theirs: Path) -> list[str]:
+    """The tensors of two files that differ in type or bytes; they have to have the same names."""
+    with GgufFile(ours) as a, GgufFile(theirs) as b:
+        assert a.keys() == b.keys()
+        return [
+            f"{name} {a[name].type} {b[name].type}"
+            for name in a
+            if a[name].type != b[name].type or a.raw(name).tobytes() != b.raw(name).tobytes()
+        ]
