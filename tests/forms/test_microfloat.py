@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+
 from subbyte import UnsupportedError
 from subbyte.forms import microfloat
 from subbyte.forms.scaled import element_values

@@ -112,7 +112,8 @@ def e8m0_scales(maxima: NDArray[np.float32], element: str, rule: str, kind: str 
 def block_maxima(values: NDArray[np.float32], block: int) -> NDArray[np.float32]:
     """Largest magnitude of each block of ``block`` columns, which divides them: (rows, columns / block)."""
     rows, columns = values.shape
-    return np.abs(values).reshape(rows, columns // block, block).max(axis=2, initial=0)
+    found: NDArray[np.float32] = np.abs(values).reshape(rows, columns // block, block).max(axis=2, initial=0)
+    return found
 
 
 def divide_blocks(values: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
