@@ -12,64 +12,30 @@ import numpy as np
 import pytest
 
 import subbyte
-from checkpoints import GOLDEN
+from checkpoints import (
+    CONFIG,
+    CONVERT,
+    DENSE,
+    EXPERTS,
+    GOLDEN,
+    HEADS,
+    HIDDEN,
+    INNER,
+    KV_HEADS,
+    MOE,
+    attention,
+    checkpoint,
+    deepseek_v3,
+    gemma3,
+    llama_tensors,
+    mixtral,
+    qwen3,
+    qwen3_moe,
+    tensors,
+)
 from subbyte.io.gguf import GgufFile
 from subbyte.io.safetensors import SafetensorsFile, write_safetensors
 from subbyte.planning.plan import make_plan
-
-CONVERT = GOLDEN / "convert"
-
-HIDDEN, INNER, HEADS, KV_HEADS, VOCAB, EXPERTS, MOE = 64, 96, 4, 2, 32, 4, 32
-BASE: dict[str, Any] = {
-    "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": 2, "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS, "vocab_size": VOCAB, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0, "tie_word_embeddings": False,
-}  # fmt: skip
-
-
-def tensors(names: dict[str, tuple[int, ...]], layers: int = 2, dtype: Any = np.float32) -> dict[str, np.ndarray]:
-    """Random values for names whose N stands for every layer."""
-    rng = np.random.default_rng(11)
-    out = {}
-    for name, shape in names.items():
-        for n in range(layers if ".N." in name else 1):
-            out[name.replace(".N.", f".{n}.")] = rng.standard_normal(shape).astype(dtype)
-    return out
-
-
-def attention(head: int = 16, *, bias: bool = False, norms: bool = False) -> dict[str, tuple[int, ...]]:
-    """Tensors outside the feed-forward part."""
-    layer = "model.layers.N.self_attn."
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCAB, HIDDEN),
-        "model.layers.N.input_layernorm.weight": (HIDDEN,),
-        "model.layers.N.post_attention_layernorm.weight": (HIDDEN,),
-        f"{layer}q_proj.weight": (HEADS * head, HIDDEN), f"{layer}k_proj.weight": (KV_HEADS * head, HIDDEN),
-        f"{layer}v_proj.weight": (KV_HEADS * head, HIDDEN), f"{layer}o_proj.weight": (HIDDEN, HEADS * head),
-    }  # fmt: skip
-    if bias:
-        shapes |= {f"{layer}{x}_proj.bias": (n * head,) for x, n in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS))}
-    if norms:
-        shapes |= {f"{layer}{x}_norm.weight": (head,) for x in "qk"}
-    return shapes
-
-
-DENSE = {f"model.layers.N.mlp.{x}_proj.weight": (INNER, HIDDEN) for x in ("gate", "up")} | {
-    "model.layers.N.mlp.down_proj.weight": (HIDDEN, INNER)
-}
-
-
-def experts(prefix: str, names: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """One matrix per expert."""
-    return {f"{prefix}.{e}.{name}.weight": shape for e in range(EXPERTS) for name, shape in names.items()}
-
-
-def save(folder: Path, data: dict[str, np.ndarray], **config: Any) -> Path:
-    """A checkpoint folder; fields that are None are left out."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in (BASE | config).items() if v is not None}))
-    write_safetensors(folder / "model.safetensors", data)
-    return folder
 
 
 def converted(folder: Path, to: str = "gguf.f32", **options: Any) -> GgufFile:
@@ -144,13 +110,8 @@ def test_metadata_and_tensors_equal_those_of_the_original_converter(
 
 
 def test_mixtral_stacks_its_experts(tmp_path: Path) -> None:
-    shapes = attention() | {"model.layers.N.block_sparse_moe.gate.weight": (EXPERTS, HIDDEN)}
-    shapes |= experts(
-        "model.layers.N.block_sparse_moe.experts", {"w1": (INNER, HIDDEN), "w2": (HIDDEN, INNER), "w3": (INNER, HIDDEN)}
-    )
-    data = tensors(shapes)
-    config = {"model_type": "mixtral", "num_local_experts": EXPERTS, "num_experts_per_tok": 2}
-    file = converted(save(tmp_path / "m", data, **config))
+    data, config = mixtral()
+    file = converted(checkpoint(tmp_path / "m", data, **config))
     for n in range(2):
         for w, part in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
             stack = [data[f"model.layers.{n}.block_sparse_moe.experts.{e}.{w}.weight"] for e in range(EXPERTS)]
@@ -162,15 +123,17 @@ def test_mixtral_stacks_its_experts(tmp_path: Path) -> None:
     assert file.metadata["general.architecture"] == "llama"
     assert facts(file) | {"expert_count": 4, "expert_used_count": 2} == facts(file)
     assert file.metadata["general.size_label"].startswith("4x")
-    assert converted(save(tmp_path / "q", data, **config), "gguf.q8_0")["blk.0.ffn_up_exps.weight"].type == "Q8_0"
-    mixed = converted(save(tmp_path / "k", data, **config), "gguf.q4_0")
+    assert converted(checkpoint(tmp_path / "q", data, **config), "gguf.q8_0")["blk.0.ffn_up_exps.weight"].type == "Q8_0"
+    mixed = converted(checkpoint(tmp_path / "k", data, **config), "gguf.q4_0")
     assert mixed["blk.0.ffn_gate_inp.weight"].type == "F32"
     assert mixed["blk.1.ffn_down_exps.weight"].type == "Q4_0"
 
 
 def test_mistral_is_a_llama_with_its_own_defaults(tmp_path: Path) -> None:
     data = tensors(attention() | DENSE)
-    file = converted(save(tmp_path / "m", data, model_type="mistral", max_position_embeddings=None, rms_norm_eps=None))
+    file = converted(
+        checkpoint(tmp_path / "m", data, model_type="mistral", max_position_embeddings=None, rms_norm_eps=None)
+    )
     assert file.metadata["general.architecture"] == "llama"
     assert facts(file)["context_length"] == 131072
     k = data["model.layers.1.self_attn.k_proj.weight"]
@@ -179,8 +142,8 @@ def test_mistral_is_a_llama_with_its_own_defaults(tmp_path: Path) -> None:
 
 
 def test_qwen3_keeps_rotary_halves_and_has_norms_of_heads(tmp_path: Path) -> None:
-    data = tensors(attention(32, norms=True) | DENSE, dtype=ml_dtypes.bfloat16)
-    file = converted(save(tmp_path / "m", data, model_type="qwen3", head_dim=32), "gguf.bf16")
+    data, config = qwen3(32, ml_dtypes.bfloat16)
+    file = converted(checkpoint(tmp_path / "m", data, **config), "gguf.bf16")
     for n in range(2):
         for x in "qkv":
             raw = file.raw(f"blk.{n}.attn_{x}.weight")
@@ -194,16 +157,8 @@ def test_qwen3_keeps_rotary_halves_and_has_norms_of_heads(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_qwen3_mixture(tmp_path: Path, fused: bool) -> None:
-    prefix = "model.layers.N.mlp.experts"
-    shapes = attention(norms=True) | {"model.layers.N.mlp.gate.weight": (EXPERTS, HIDDEN)}
-    if fused:
-        shapes |= {f"{prefix}.gate_up_proj": (EXPERTS, 2 * MOE, HIDDEN), f"{prefix}.down_proj": (EXPERTS, HIDDEN, MOE)}
-    else:
-        shapes |= experts(prefix, {"gate_proj": (MOE, HIDDEN), "up_proj": (MOE, HIDDEN), "down_proj": (HIDDEN, MOE)})
-    data = tensors(shapes)
-    config = {"model_type": "qwen3_moe", "head_dim": 16, "num_experts": EXPERTS, "num_experts_per_tok": 2,
-              "moe_intermediate_size": MOE}  # fmt: skip
-    file = converted(save(tmp_path / "m", data, **config))
+    data, config = qwen3_moe(fused=fused)
+    file = converted(checkpoint(tmp_path / "m", data, **config))
     for part in ("gate", "up", "down"):
         if not fused:
             names = [f"model.layers.1.mlp.experts.{e}.{part}_proj.weight" for e in range(EXPERTS)]
@@ -218,27 +173,19 @@ def test_qwen3_mixture(tmp_path: Path, fused: bool) -> None:
     assert "expert_shared_feed_forward_length" not in facts(file)
 
 
-def gemma3_data(dtype: Any) -> dict[str, np.ndarray]:
-    norms = {f"model.layers.N.{x}_feedforward_layernorm.weight": (HIDDEN,) for x in ("pre", "post")}
-    data = tensors(attention(norms=True) | DENSE | norms, dtype=dtype)
-    del data["lm_head.weight"]
-    return data
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("multimodal", [False, True])
 def test_gemma3_adds_one_to_its_norms(tmp_path: Path, dtype: Any, multimodal: bool) -> None:
-    data = gemma3_data(dtype)
-    config: dict[str, Any] = {"model_type": "gemma3_text", "head_dim": 16, "tie_word_embeddings": None,
-                              "sliding_window": 16, "rope_theta": None}  # fmt: skip
+    data, config = gemma3(dtype)
+    config |= {"tie_word_embeddings": None, "rope_theta": None}
     stored = data
     if multimodal:
-        text = {key: value for key, value in (BASE | config).items() if value is not None}
-        config = dict.fromkeys(BASE) | {"model_type": "gemma3", "text_config": text}
+        text = {key: value for key, value in (CONFIG | config).items() if value is not None}
+        config = dict.fromkeys(CONFIG) | {"model_type": "gemma3", "text_config": text}
         stored = {f"language_model.{name}": value for name, value in data.items()}
         stored |= {"vision_tower.layers.0.weight": np.ones((4, 4), np.float32),
                    "multi_modal_projector.mm_soft_emb_norm.weight": np.ones(4, np.float32)}  # fmt: skip
-    file = converted(save(tmp_path / "m", stored, **config))
+    file = converted(checkpoint(tmp_path / "m", stored, **config))
     step = np.float16 if dtype == np.float16 else np.float32
     names = {
         "input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm",
@@ -257,9 +204,9 @@ def test_gemma3_adds_one_to_its_norms(tmp_path: Path, dtype: Any, multimodal: bo
 
 
 def test_gemma3_embedding_ends_with_the_vocabulary(tmp_path: Path) -> None:
-    data = gemma3_data(np.float32)
+    data, config = gemma3()
     data["model.embed_tokens.weight"] = np.ones((400, HIDDEN), np.float32)
-    folder = save(tmp_path / "m", data, model_type="gemma3_text", head_dim=16, vocab_size=300, tie_word_embeddings=None)
+    folder = checkpoint(tmp_path / "m", data, **config, vocab_size=300, tie_word_embeddings=None)
     shutil.copy(CONVERT / "tiny-gemma2" / "tokenizer.model", folder)
     report = subbyte.convert(folder, tmp_path / "out.gguf", to="gguf.f32")
     file = GgufFile(tmp_path / "out.gguf")
@@ -307,46 +254,18 @@ def test_mxfp4_experts_keep_their_codes_whatever_the_floats_become(tmp_path: Pat
 
 
 def test_the_own_type_is_kept_tensor_by_tensor(tmp_path: Path) -> None:
-    data = tensors(attention() | DENSE, dtype=ml_dtypes.bfloat16)
+    data = llama_tensors(ml_dtypes.bfloat16)
     data["lm_head.weight"] = data["lm_head.weight"].astype(np.float32)
-    file = converted(save(tmp_path / "m", data, model_type="qwen2"), "gguf")
+    file = converted(checkpoint(tmp_path / "m", data, model_type="qwen2"), "gguf")
     assert file["output.weight"].type == "F32"
     assert file["blk.0.attn_q.weight"].type == "BF16"
     assert file["blk.0.attn_norm.weight"].type == "F32"
 
 
-def deepseek_v3(**config: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    fields = BASE | {
-        "model_type": "deepseek_v3", "kv_lora_rank": 48, "q_lora_rank": 40, "qk_nope_head_dim": 16,
-        "qk_rope_head_dim": 8, "v_head_dim": 24, "n_routed_experts": EXPERTS, "n_shared_experts": 1,
-        "num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_intermediate_size": MOE,
-        "num_key_value_heads": HEADS, "rope_scaling": {"type": "yarn", "factor": 40, "mscale_all_dim": 1.0,
-                                                       "original_max_position_embeddings": 64},
-    } | config  # fmt: skip
-    layer = "model.layers.N.self_attn."
-    shapes = {
-        "model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCAB, HIDDEN),
-        "model.layers.N.input_layernorm.weight": (HIDDEN,),
-        "model.layers.N.post_attention_layernorm.weight": (HIDDEN,),
-        f"{layer}q_a_proj.weight": (40, HIDDEN), f"{layer}q_a_layernorm.weight": (40,),
-        f"{layer}q_b_proj.weight": (HEADS * 24, 40), f"{layer}kv_a_proj_with_mqa.weight": (56, HIDDEN),
-        f"{layer}kv_a_layernorm.weight": (48,), f"{layer}kv_b_proj.weight": (HEADS * 40, 48),
-        f"{layer}o_proj.weight": (HIDDEN, HEADS * 24),
-        **{name.replace(".N.", ".0."): shape for name, shape in DENSE.items()},
-        "model.layers.1.mlp.gate.weight": (EXPERTS, HIDDEN),
-        "model.layers.1.mlp.gate.e_score_correction_bias": (EXPERTS,),
-        **experts("model.layers.1.mlp.experts",
-                  {"gate_proj": (MOE, HIDDEN), "up_proj": (MOE, HIDDEN), "down_proj": (HIDDEN, MOE)}),
-        **{f"model.layers.1.mlp.shared_experts.{x}_proj.weight": (MOE, HIDDEN) for x in ("gate", "up")},
-        "model.layers.1.mlp.shared_experts.down_proj.weight": (HIDDEN, MOE),
-    }  # fmt: skip
-    return tensors(shapes), fields
-
-
 def test_deepseek_v3(tmp_path: Path) -> None:
     data, config = deepseek_v3()
     data["model.layers.2.eh_proj.weight"] = np.ones((4, 4), np.float32)
-    folder = save(tmp_path / "m", data, **config)
+    folder = checkpoint(tmp_path / "m", data, **config)
     file = converted(folder)
     for n in range(2):
         kv_b = data[f"model.layers.{n}.self_attn.kv_b_proj.weight"]
@@ -395,19 +314,19 @@ def test_phi3_without_scaling(tmp_path: Path) -> None:
         "model.layers.N.mlp.down_proj.weight": (HIDDEN, INNER),
     }
     data = tensors(shapes)
-    file = converted(save(tmp_path / "m", data, model_type="phi3", partial_rotary_factor=0.5))
+    file = converted(checkpoint(tmp_path / "m", data, model_type="phi3", partial_rotary_factor=0.5))
     assert same(file.array("blk.0.ffn_up.weight"), data["model.layers.0.mlp.gate_up_proj.weight"])
     assert facts(file) | {"rope.dimension_count": 8, "attention.sliding_window": 0} == facts(file)
     assert not any(name.startswith("rope_factors") for name in file)
     broken = {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}
     with pytest.raises(subbyte.FormatError, match="long_factor: expected 8"):
-        subbyte.convert(save(tmp_path / "b", data, model_type="phi3", rope_scaling=broken), tmp_path / "b.gguf",
+        subbyte.convert(checkpoint(tmp_path / "b", data, model_type="phi3", rope_scaling=broken), tmp_path / "b.gguf",
                         to="gguf.f32")  # fmt: skip
 
 
 def test_any_chunk_of_rows_is_the_same_part_of_the_whole(tmp_path: Path) -> None:
     data, config = deepseek_v3()
-    sources = [CONVERT / "tiny-gptoss", CONVERT / "tiny-gemma2", save(tmp_path / "m", data, **config)]
+    sources = [CONVERT / "tiny-gptoss", CONVERT / "tiny-gemma2", checkpoint(tmp_path / "m", data, **config)]
     for source in sources:
         for tensor in make_plan(source, "gguf.f32").tensors:
             recipe = tensor.recipe
@@ -422,7 +341,7 @@ def test_any_chunk_of_rows_is_the_same_part_of_the_whole(tmp_path: Path) -> None
 def test_every_element_is_found_in_the_source(tmp_path: Path) -> None:
     data, config = deepseek_v3()
     rng = np.random.default_rng(5)
-    for source in (CONVERT / "tiny-llama", CONVERT / "tiny-gptoss", save(tmp_path / "m", data, **config)):
+    for source in (CONVERT / "tiny-llama", CONVERT / "tiny-gptoss", checkpoint(tmp_path / "m", data, **config)):
         for tensor in make_plan(source, "gguf.f32").tensors:
             recipe = tensor.recipe
             size = recipe.content.row_bytes // recipe.columns  # less than one for blocks, whose place is their scale's
@@ -439,11 +358,7 @@ def test_every_element_is_found_in_the_source(tmp_path: Path) -> None:
 
 
 def test_incomplete_and_contradictory_mixtures_are_refused(tmp_path: Path) -> None:
-    prefix = "model.layers.N.mlp.experts"
-    shapes = attention() | {"model.layers.N.mlp.gate.weight": (EXPERTS, HIDDEN)}
-    shapes |= experts(prefix, {"gate_proj": (MOE, HIDDEN), "up_proj": (MOE, HIDDEN), "down_proj": (HIDDEN, MOE)})
-    data = tensors(shapes)
-    config = {"model_type": "qwen3_moe", "num_experts": EXPERTS, "moe_intermediate_size": MOE}
+    data, config = qwen3_moe()
     lacking = dict(data)
     del lacking["model.layers.0.mlp.experts.2.up_proj.weight"]
     other = dict(data)
@@ -454,7 +369,7 @@ def test_incomplete_and_contradictory_mixtures_are_refused(tmp_path: Path) -> No
     cases = ((lacking, "expert 2 of 4 is missing"), (other, "differ"), (further, "has 4 experts"), (fused, "implies"))
     for at, (broken, match) in enumerate(cases):
         with pytest.raises(subbyte.FormatError, match=match):
-            subbyte.convert(save(tmp_path / str(at), broken, **config), tmp_path / "out.gguf", to="gguf.f32")
+            subbyte.convert(checkpoint(tmp_path / str(at), broken, **config), tmp_path / "out.gguf", to="gguf.f32")
 
 
 def test_the_pre_tokenizer_can_be_named(tmp_path: Path) -> None:

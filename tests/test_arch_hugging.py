@@ -13,26 +13,25 @@ import numpy as np
 import pytest
 
 import subbyte
-from checkpoints import GOLDEN, SMALL_LLAMA
+from checkpoints import (
+    CONVERT,
+    DENSE,
+    GOLDEN,
+    SMALL_LLAMA,
+    attention,
+    checkpoint,
+    deepseek_v3,
+    gemma3,
+    mixtral,
+    qwen3,
+    qwen3_moe,
+    tensors,
+)
 from subbyte.arch.base import llama3_frequency_factors, llama3_parameters
 from subbyte.convert import hugging
 from subbyte.io.gguf import GgufFile, write_gguf
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.tokenizer.restore import restore_tokenizer
-from test_arch_convert import (
-    CONVERT,
-    DENSE,
-    EXPERTS,
-    HIDDEN,
-    INNER,
-    MOE,
-    attention,
-    deepseek_v3,
-    experts,
-    gemma3_data,
-    save,
-    tensors,
-)
 
 TINY = ["tiny-llama", "tiny-qwen2", "tiny-gemma2", "tiny-bert", "tiny-phi3", "tiny-deepseek2", "tiny-qwen2moe"]
 LOST = {"pooler.dense.weight", "pooler.dense.bias"}
@@ -43,31 +42,16 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def mixtral() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    shapes = attention() | {"model.layers.N.block_sparse_moe.gate.weight": (EXPERTS, HIDDEN)}
-    matrices = {"w1": (INNER, HIDDEN), "w2": (HIDDEN, INNER), "w3": (INNER, HIDDEN)}
-    shapes |= experts("model.layers.N.block_sparse_moe.experts", matrices)
-    return tensors(shapes), {"model_type": "mixtral", "num_local_experts": EXPERTS, "num_experts_per_tok": 2}
-
-
-def qwen3_moe() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    shapes = attention(norms=True) | {"model.layers.N.mlp.gate.weight": (EXPERTS, HIDDEN)}
-    matrices = {"gate_proj": (MOE, HIDDEN), "up_proj": (MOE, HIDDEN), "down_proj": (HIDDEN, MOE)}
-    shapes |= experts("model.layers.N.mlp.experts", matrices)
-    fields = {"model_type": "qwen3_moe", "num_experts": EXPERTS, "num_experts_per_tok": 2,
-              "moe_intermediate_size": MOE, "head_dim": 16, "norm_topk_prob": True}  # fmt: skip
-    return tensors(shapes), fields
+def _gemma3() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    data, config = gemma3(ml_dtypes.bfloat16)
+    return data, config | {"tie_word_embeddings": True, "rope_local_base_freq": 10000.0}
 
 
 SYNTHETIC = {
     "mixtral": mixtral,
-    "qwen3": lambda: (tensors(attention(32, norms=True) | DENSE), {"model_type": "qwen3", "head_dim": 32}),
+    "qwen3": lambda: qwen3(32),
     "qwen3_moe": qwen3_moe,
-    "gemma3": lambda: (
-        gemma3_data(ml_dtypes.bfloat16),
-        {"model_type": "gemma3_text", "head_dim": 16, "tie_word_embeddings": True, "rope_local_base_freq": 10000.0,
-         "sliding_window": 16},
-    ),
+    "gemma3": _gemma3,
     "deepseek_v3": deepseek_v3,
     "llama_biases": lambda: (tensors(attention(bias=True) | DENSE), {"model_type": "llama", "attention_bias": True}),
 }  # fmt: skip
@@ -124,7 +108,7 @@ def test_golden_checkpoints_come_back(tmp_path: Path, model: str) -> None:
 @pytest.mark.parametrize("model", SYNTHETIC)
 def test_other_architectures_come_back(tmp_path: Path, model: str) -> None:
     data, config = SYNTHETIC[model]()
-    source = save(tmp_path / "m", data, **config)
+    source = checkpoint(tmp_path / "m", data, **config)
     back, _ = there_and_back(source)
     check_values(source, back)
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, back))

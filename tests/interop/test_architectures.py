@@ -13,52 +13,28 @@ import pytest
 from llama import Model
 
 import subbyte
-from checkpoints import GOLDEN
+from checkpoints import CONVERT, HIDDEN, checkpoint, deepseek_v3, gemma3, llama_tensors, mixtral, qwen3, qwen3_moe
+from checkpoints import Model as CheckpointModel
 from subbyte.arch import ARCHITECTURES
 from subbyte.io.safetensors import write_safetensors
 from subbyte.jsonfile import read_object, read_object_if_there
-from test_arch_convert import (
-    DENSE,
-    EXPERTS,
-    HIDDEN,
-    INNER,
-    MOE,
-    attention,
-    deepseek_v3,
-    experts,
-    gemma3_data,
-    save,
-    tensors,
-)  # fmt: skip
 
-CONVERT = GOLDEN / "convert"
 STORED = ("llama", "qwen2", "qwen2moe", "gemma2", "phi3", "gptoss", "deepseek2", "bert")
 
 
-def _mixtral() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    shapes = attention() | {"model.layers.N.block_sparse_moe.gate.weight": (EXPERTS, HIDDEN)}
-    parts = {"w1": (INNER, HIDDEN), "w2": (HIDDEN, INNER), "w3": (INNER, HIDDEN)}
-    shapes |= experts("model.layers.N.block_sparse_moe.experts", parts)
-    return tensors(shapes), {"model_type": "mixtral", "num_local_experts": EXPERTS, "num_experts_per_tok": 2}
+def _gemma3() -> CheckpointModel:
+    data, config = gemma3()
+    return data, config | {"tie_word_embeddings": None}
 
 
-def _qwen3_moe() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    shapes = attention(norms=True) | {"model.layers.N.mlp.gate.weight": (EXPERTS, HIDDEN)}
-    parts = {"gate_proj": (MOE, HIDDEN), "up_proj": (MOE, HIDDEN), "down_proj": (HIDDEN, MOE)}
-    shapes |= experts("model.layers.N.mlp.experts", parts)
-    config = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": MOE, "head_dim": 16}
-    return tensors(shapes), {"model_type": "qwen3_moe", **config}
-
-
-MADE: dict[str, tuple[str, Callable[[], tuple[dict[str, np.ndarray], dict[str, Any]]]]] = {
-    "mistral": ("llama", lambda: (tensors(attention() | DENSE), {"model_type": "mistral"})),
-    "mixtral": ("llama", _mixtral),
-    "qwen3": ("qwen2", lambda: (tensors(attention(norms=True) | DENSE), {"model_type": "qwen3", "head_dim": 16})),
-    "qwen3_moe": ("qwen2", _qwen3_moe),
-    "gemma3": ("gemma2", lambda: (gemma3_data(np.float32), {"model_type": "gemma3_text", "head_dim": 16,
-                                                            "tie_word_embeddings": None, "sliding_window": 16})),
+MADE: dict[str, tuple[str, Callable[[], CheckpointModel]]] = {
+    "mistral": ("llama", lambda: (llama_tensors(), {"model_type": "mistral"})),
+    "mixtral": ("llama", mixtral),
+    "qwen3": ("qwen2", qwen3),
+    "qwen3_moe": ("qwen2", qwen3_moe),
+    "gemma3": ("gemma2", _gemma3),
     "deepseek_v3": ("qwen2", lambda: deepseek_v3(n_group=2, topk_group=1)),
-}  # fmt: skip
+}
 
 
 def _loadable(stored: Path, folder: Path) -> Path:
@@ -98,7 +74,7 @@ def _checkpoint(tmp_path: Path, name: str) -> Path:
     for part in ("model.embed_tokens.weight", "lm_head.weight"):
         if part in data:
             data[part] = random.standard_normal((size, HIDDEN)).astype(np.float32)
-    folder = save(tmp_path / name, data, **{**config, "vocab_size": size})
+    folder = checkpoint(tmp_path / name, data, **{**config, "vocab_size": size})
     for file in stored.glob("tokenizer*"):
         shutil.copy(file, folder)
     return folder
