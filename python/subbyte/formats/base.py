@@ -53,10 +53,15 @@ class Folder:
     side_file: Callable[[str], Any]
     notes: list[str] = field(default_factory=list)
 
-    def modules(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, dict[str, str]]:
+    def modules(
+        self, required: Iterable[str], optional: Iterable[str] = (), marker: str | None = None
+    ) -> dict[str, dict[str, str]]:
         """Tensors by module and plane: those that are called ``<module>.<plane>``.
 
         A module counts when it has all of the ``required`` planes.
+
+        Raises:
+            FormatError: a module has the ``marker``, a plane that no dense module has, but not all of ``required``.
         """
         wanted = tuple(required)
         every = (*wanted, *optional)
@@ -65,6 +70,13 @@ class Folder:
             for plane in every:
                 if name.endswith(f".{plane}"):
                     found.setdefault(name[: -len(plane) - 1], {})[plane] = name
+        for planes in found.values() if marker is not None else ():
+            missing = next((plane for plane in wanted if plane not in planes), None)
+            if marker in planes and missing is not None:
+                module = planes[marker][: -len(marker) - 1]
+                raise FormatError(
+                    f"tensor '{module}.{missing}', which belongs to it, is missing", tensor=planes[marker]
+                )
         return {module: planes for module, planes in found.items() if all(plane in planes for plane in wanted)}
 
 

@@ -88,6 +88,8 @@ def by_names(source: SafetensorsFile) -> str | None:
                 return "awq"
         elif last == "B" and f"{module}.s_channel" in source:
             return "qqq"
+        elif last == "B" and f"{module}.s" in source:
+            return "gptq"  # Marlin
         elif last == "weight_packed":
             return "compressed-tensors"
         elif last == "absmax" or (last == "SCB" and f"{module}.weight" in source):

@@ -7,15 +7,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte.errors import FormatError
+from subbyte.errors import FormatError, UnsupportedError
 from subbyte.forms.base import Form
 from subbyte.forms.codes import Codes
-from subbyte.planes import Plane, rounded
+from subbyte.planes import Plane, float_plane, rounded
 
 
 def spread(values: NDArray[np.float32], columns: int, group_size: int) -> NDArray[np.float32]:
@@ -66,6 +66,46 @@ class Affine(Form):
     def symmetric(self) -> bool:
         """Whether every zero is the middle of the range of codes."""
         return bool(np.all(self.zeros == 1 << (self.codes.bits - 1)))
+
+    def regrouped(self, group_size: int) -> Affine:
+        """The same weight in groups of another size; one that exceeds the columns makes one group.
+
+        Raises:
+            UnsupportedError: a new group would need two scales or zeros, or columns have no order.
+        """
+        size, old = min(group_size, self.columns), min(self.group_size, self.columns)
+        if size == old:
+            return self
+        if self.group_of is not None:
+            raise UnsupportedError("the groups of columns out of order (act-order) cannot be divided anew")
+        if size < 1 or (old % size and size % old and size != self.columns):
+            raise UnsupportedError(f"groups of {old} columns cannot be stored as groups of {group_size}")
+        groups = -(-self.columns // size)
+        chosen = np.arange(groups) * size // old
+        scales = Plane(np.ascontiguousarray(self.scales.data[:, chosen]), self.scales.kind)
+        zeros = self.zeros if isinstance(self.zeros, int) else np.ascontiguousarray(self.zeros[:, chosen])
+        if size > old:
+            back = np.arange(self.scales.shape[1]) * old // size
+            same = np.array_equal(scales.data[:, back], self.scales.data)
+            if not same or (not isinstance(zeros, int) and not np.array_equal(zeros[:, back], self.zeros)):
+                raise UnsupportedError(
+                    f"groups of {old} columns differ where one group of {group_size} has to hold them"
+                )
+        return replace(self, scales=scales, zeros=zeros, group_size=size)
+
+    def rescaled(self, kind: str) -> Affine:
+        """The same weight with scales of type ``kind`` (F16, BF16, F32).
+
+        Raises:
+            UnsupportedError: a scale would round.
+        """
+        if kind == self.scales.kind:
+            return self
+        exact = self.scales.float32()
+        scales = float_plane(exact, kind)
+        if not np.array_equal(scales.float32(), exact, equal_nan=True):
+            raise UnsupportedError(f"a scale of type {self.scales.kind} is no {kind} number")
+        return replace(self, scales=scales)
 
     def _columns(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.group_of is not None:

@@ -17,8 +17,16 @@ w[o, i] = scales[g_idx[i], o] * (code[o, i] - zero[g_idx[i], o]). The difference
 * ``gptq_v2`` and ``gptq_p`` store the zero itself, ``gptq`` (v1, the default) zero - 1. A v1 field of all ones means 0
   for a writer that wraps, and more than the codes reach for one that does not; GPTQModel subtracts one from every field
   of a whole word at once, and adding it to the whole word restores all of them. A symmetric file tells the version by
-  its zeros, whatever its label says.
+  its zeros, whatever its label says. Because readers differ, a zero of 0 is written to v1 only where ``meta`` names
+  GPTQModel.
 * Act-order (``desc_act``): g_idx is not sorted; codes stay in the order of the inputs.
+* ``checkpoint_format`` ``marlin`` (``is_marlin_format``): planes ``B`` and ``s``, see `subbyte.formats.integer.marlin`.
+
+Settings: ``bits``, ``group_size`` (-1: one group), ``sym``, ``desc_act``, ``checkpoint_format`` or ``format``;
+GPTQModel's ``dynamic`` (pattern at the beginning of a module's name: other settings, or with ``-:`` not quantized; the
+first that matches counts); AutoRound's ``packing_format`` (``auto_round:auto_gptq`` is v1, ``auto_round`` and
+``auto_round:gptqmodel`` are v2) and ``extra_config`` (settings by module name or pattern). Without settings, bits and
+groups follow from the shapes. Tensors decide which modules are quantized.
 """
 
 from __future__ import annotations
@@ -31,14 +39,19 @@ from numpy.typing import NDArray
 
 from subbyte import planes as _planes
 from subbyte.codec import Encoded
-from subbyte.errors import FormatError, UnsupportedError
+from subbyte.errors import ArgumentError, FormatError, UnsupportedError
 from subbyte.formats.base import Folder, Format, Layer, encoded, setting_bool, setting_int, setting_text, settings
+from subbyte.formats.integer import marlin
+from subbyte.formats.patterns import matches
 from subbyte.forms import Affine, Form, PackedCodes
-from subbyte.forms.codes import pack, unpack
+from subbyte.forms.codes import pack, unpack, words_per_row
 from subbyte.planes import FLOATS, Plane
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 """Widths that exist."""
+
+#: Layout by AutoRound's name for it.
+_AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:gptqmodel": "gptq_v2", "auto_round": "gptq_v2"}
 
 
 class Gptq(Format):
@@ -49,58 +62,47 @@ class Gptq(Format):
     def read(self, planes: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
         config = settings(params)
         bits = setting_int(config, "bits", allowed=BITS)
+        label = _label(config)
+        if label == "marlin":
+            return self._read_marlin(planes, config)
+        order, v2 = _layout(label, bits)
         scales = _planes.get(planes, "scales", FLOATS, (None, None))
         groups, out = scales.shape
         qweight = _planes.get(planes, "qweight", ("I32", "U32"), (None, out))
-        order, v2 = _layout(config, bits)
         columns = _columns(qweight.shape[0], order, bits)
+        qzeros = _planes.get(planes, "qzeros", ("I32", "U32"), (groups, words_per_row(order, bits, out)))
         g_idx = _planes.optional(planes, "g_idx", ("I32", "I64"), (columns,))
-        group_size = setting_int(config, "group_size")
-        group_size = columns if group_size == -1 else group_size
-        codes = PackedCodes(qweight.data, bits, (out, columns), order, down=True)
-        zeros = self._zeros(planes, config, bits, order, v2, out, groups)
+        group_size = _group_size(config, columns, groups)
         group_of = None
         if g_idx is not None:
-            group_of = g_idx.data.astype(np.int32)
-            if np.array_equal(group_of, np.arange(columns) // max(group_size, 1)):
-                group_of = None
+            if not np.array_equal(g_idx.data, np.arange(columns) // group_size):
+                if g_idx.data.min() < 0 or g_idx.data.max() >= groups:
+                    raise FormatError(f"plane 'g_idx' names group {g_idx.data.max()}: plane 'scales' has {groups}")
+                group_of = g_idx.data.astype(np.int32)
+        elif groups > 1 and setting_bool(config, "desc_act", False):
+            raise ArgumentError("plane 'g_idx' is missing: setting 'desc_act' says that columns are out of order")
+        codes = PackedCodes(qweight.data, bits, (out, columns), order, down=True)
+        zeros = _read_zeros(qzeros.data, config, bits, order, v2, out)
         turned = Plane(np.ascontiguousarray(scales.data.T), scales.kind)
         return Affine((out, columns), codes, turned, zeros, group_size, group_of)
 
-    def _zeros(
-        self,
-        planes: Mapping[str, Any],
-        config: Mapping[str, Any],
-        bits: int,
-        order: str,
-        v2: bool,
-        out: int,
-        groups: int,
-    ) -> NDArray[np.int16]:
-        words = _planes.get(planes, "qzeros", ("I32", "U32"), (groups, None)).data
-        fields = unpack(order, bits, words, out)
-        middle = 1 << (bits - 1)
-        if setting_bool(config, "sym", True) and np.all((fields == middle) | (fields == middle - 1)):
-            v2 = bool(np.all(fields == middle)) or (v2 and not np.all(fields == middle - 1))
-        if not v2:
-            if (fields == (1 << bits) - 1).any() and "gptqmodel" in str(config.get("meta")) and bits in (2, 4, 8):
-                one = np.uint32(sum(1 << at for at in range(0, 32, bits)))
-                fields = unpack(order, bits, words.view(np.uint32) + one, out)
-            else:
-                fields = fields + np.uint8(1) & np.uint8((1 << bits) - 1)
-        return np.ascontiguousarray(fields.T).astype(np.int16)
+    def _read_marlin(self, planes: Mapping[str, Any], config: Mapping[str, Any]) -> Form:
+        setting_int(config, "bits", allowed=(4,))
+        scales = _planes.get(planes, "s", FLOATS, (None, None))
+        words = _planes.get(planes, "B", ("I32", "U32"), (None, 2 * scales.shape[1]))
+        return marlin.read(words, scales, _group_size(config, words.shape[0] * 16, scales.shape[0]))
 
     def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
         config = settings(params)
         bits = setting_int(config, "bits", allowed=BITS)
         source = _planes.source(array)
-        if source.data.ndim != 2:
+        if source.data.ndim != 2 or not source.data.size:
             raise UnsupportedError(f"GPTQ stores matrices; the array has shape {list(source.shape)}")
         out, columns = source.shape
-        group_size = setting_int(config, "group_size")
-        group_size = columns if group_size == -1 else group_size
+        group_size = _group_size(config, columns)
         codes, scales, zeros = round_to_nearest(source.float32(), bits, group_size, setting_bool(config, "sym", True))
-        form = Affine((out, columns), _stream_codes(codes, bits), _planes.float_plane(scales, "F16"), zeros, group_size)
+        packed = PackedCodes(pack("stream", bits, codes), bits, (out, columns))
+        form = Affine((out, columns), packed, _planes.float_plane(scales, "F16"), zeros, group_size)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
@@ -108,57 +110,192 @@ class Gptq(Format):
             return super().write(form, params)
         config = settings(params)
         bits = setting_int(config, "bits", allowed=BITS)
-        if bits != form.codes.bits:
-            raise UnsupportedError(f"codes of {form.codes.bits} bits cannot be stored as {bits} bits")
-        order, v2 = _layout(config, bits)
-        if order == "stream":
-            qweight = np.ascontiguousarray(form.codes.stream().T)
-        else:
-            qweight = np.ascontiguousarray(pack(order, bits, form.codes.unpack()).T)
-        zeros = np.broadcast_to(np.asarray(form.zeros, np.int16), form.scales.shape).T
-        fields = zeros if v2 else zeros - 1 & (1 << bits) - 1
-        if zeros.min() < 0 or zeros.max() >> bits or (not v2 and zeros.min() == 0 and (fields >> bits).any()):
-            raise UnsupportedError(f"a zero point is out of the range of {bits} bits")
+        if bits != form.codes.bits or len(form.shape) != 2:
+            raise UnsupportedError(
+                f"a weight {list(form.shape)} of {form.codes.bits} bits cannot be stored as a matrix of {bits} bits"
+            )
+        form = form.regrouped(_group_size(config, form.columns))
+        label = _label(config)
+        if label == "marlin":
+            tiles, scales = marlin.write(form)
+            return {"B": tiles, "s": scales}
+        if form.group_of is not None and not setting_bool(config, "desc_act", False):
+            raise UnsupportedError("columns are out of order (act-order): setting 'desc_act' has to be true")
+        order, v2 = _layout(label, bits)
+        multiple = 32 // bits if bits in (2, 4, 8) else 32
+        if form.rows % multiple or form.columns % multiple:
+            raise UnsupportedError(f"a weight {list(form.shape)}: {bits} bits need sides that {multiple} divides")
+        words = form.codes.stream() if order == "stream" else pack(order, bits, form.codes.unpack())
         group_of = form.group_of if form.group_of is not None else np.arange(form.columns) // form.group_size
         return {
-            "qweight": Plane(qweight.view(np.int32), "I32"),
-            "qzeros": Plane(pack(order, bits, np.ascontiguousarray(fields, np.uint8)).view(np.int32), "I32"),
+            "qweight": Plane(np.ascontiguousarray(words.T).view(np.int32), "I32"),
+            "qzeros": _write_zeros(form, config, order, v2),
             "scales": Plane(np.ascontiguousarray(form.scales.data.T), form.scales.kind),
             "g_idx": Plane(np.ascontiguousarray(group_of, np.int32), "I32"),
         }
 
     def layers(self, folder: Folder) -> Sequence[Layer]:
-        bits = setting_int(folder.settings, "bits", allowed=BITS)
-        order, _ = _layout(folder.settings, bits)
-        params = {"quantization_config": folder.settings}
         found = []
-        for module, tensors in folder.modules(("qweight", "qzeros", "scales"), ("g_idx",)).items():
+        skipped = 0
+        packed = folder.modules(("qweight", "qzeros", "scales"), ("g_idx",), marker="qweight")
+        for module, tensors in packed.items():
+            config, skip = module_settings(folder.settings, module)
+            skipped += skip
             qweight = folder.source[tensors["qweight"]]
             if len(qweight.shape) != 2:
                 raise FormatError(f"qweight has shape {list(qweight.shape)}: expected a matrix", tensor=qweight.name)
-            shape = (qweight.shape[1], _columns(qweight.shape[0], order, bits))
-            found.append(Layer(f"{module}.weight", shape, tensors, params))
+            if "bits" not in config:
+                config = config | _guessed(folder, tensors)
+            bits = setting_int(config, "bits", allowed=BITS)
+            label = _label(config)
+            if label == "marlin":
+                raise FormatError("the settings say Marlin tiles (B, s), the tensor is none", tensor=qweight.name)
+            shape = (qweight.shape[1], _columns(qweight.shape[0], _layout(label, bits)[0], bits))
+            found.append(Layer(f"{module}.weight", shape, tensors, {"quantization_config": config}))
+        for module, tensors in folder.modules(("B", "s"), marker="B").items():
+            words = folder.source[tensors["B"]]
+            config, _ = module_settings({"bits": 4} | dict(folder.settings), module)
+            if (folder.settings and _label(config) != "marlin") or len(words.shape) != 2:
+                raise FormatError(
+                    f"Marlin tiles under the layout '{_label(config)}' of the settings", tensor=words.name
+                )
+            config = config | {"checkpoint_format": "marlin"}
+            shape = (words.shape[1] // 2, words.shape[0] * 16)
+            found.append(Layer(f"{module}.weight", shape, tensors, {"quantization_config": config}))
+        _note(folder, skipped)
         return found
 
 
-def _layout(config: Mapping[str, Any], bits: int) -> tuple[str, bool]:
+def module_settings(config: Mapping[str, Any], module: str) -> tuple[dict[str, Any], bool]:
+    """The settings of one module, and whether it is listed as not quantized.
+
+    Raises:
+        FormatError: ``dynamic`` or ``extra_config`` is not what it has to be.
+    """
+    own = {key: value for key, value in config.items() if key not in ("dynamic", "extra_config")}
+    dynamic, extra = (config.get(key) or {} for key in ("dynamic", "extra_config"))
+    for key, rules in (("dynamic", dynamic), ("extra_config", extra)):
+        if not isinstance(rules, Mapping) or not all(isinstance(v, Mapping | None) for v in rules.values()):
+            raise FormatError(f"setting '{key}' is {rules!r:.60}: expected settings by pattern")
+    if module in extra:
+        return own | dict(extra[module] or {}), False
+    for pattern, changes in (*dynamic.items(), *extra.items()):
+        if matches(pattern[2:] if pattern[:2] in ("-:", "+:") else pattern, module):
+            return own | dict(changes or {}), pattern.startswith("-:")
+    return own, False
+
+
+def _note(folder: Folder, skipped: int) -> None:
+    if skipped:
+        folder.notes.append(f"{skipped} modules are quantized although 'dynamic' excepts them")
+    if setting_bool(folder.settings, "lm_head", False) and "lm_head.weight" in folder.source:
+        folder.notes.append("lm_head is listed as quantized but stored dense")
+    if not setting_bool(folder.settings, "sym", True) and _label(folder.settings) == "gptq":
+        folder.notes.append("GPTQ v1 with zero points: writers differ in how they store 0, see the format")
+
+
+def _guessed(folder: Folder, tensors: Mapping[str, str]) -> dict[str, Any]:
+    """Bits of a module whose settings are missing, by its shapes."""
+    if "g_idx" not in tensors:
+        raise FormatError("setting 'bits' is missing, and there is no g_idx to tell it by", tensor=tensors["qweight"])
+    qweight, g_idx = (folder.source[tensors[plane]].shape for plane in ("qweight", "g_idx"))
+    columns = max(g_idx[0] if g_idx else 0, 1)
+    return {"bits": qweight[0] * 32 // columns}
+
+
+def _label(config: Mapping[str, Any]) -> str:
+    """``gptq``, ``gptq_v2``, ``gptq_p`` or ``marlin``.
+
+    Raises:
+        FormatError: two settings contradict each other.
+        UnsupportedError: another layout.
+    """
+    said = {key: setting_text(config, key) for key in ("checkpoint_format", "format") if config.get(key) is not None}
+    if setting_bool(config, "is_marlin_format", False):
+        said["is_marlin_format"] = "marlin"
+    if config.get("packing_format") is not None:
+        name = setting_text(config, "packing_format")
+        said["packing_format"] = _AUTO_ROUND.get(name, name)
+    labels = set(said.values())
+    if len(labels) > 1:
+        raise FormatError("the settings contradict each other: " + ", ".join(f"{k} is '{v}'" for k, v in said.items()))
+    label = labels.pop() if labels else "gptq"
+    if label not in ("gptq", "gptq_v2", "gptq_p", "marlin"):
+        raise UnsupportedError(f"GPTQ files of layout '{label}' cannot be read")
+    if setting_text(config, "pack_dtype", "int32") != "int32":
+        raise UnsupportedError(f"codes packed into {config['pack_dtype']}: only int32 can be read")
+    return label
+
+
+def _layout(label: str, bits: int) -> tuple[str, bool]:
     """Order of the codes, and whether zeros are stored as they are."""
-    label = setting_text(config, "checkpoint_format", setting_text(config, "format", "gptq"))
-    if label not in ("gptq", "gptq_v2", "gptq_p"):
-        raise UnsupportedError(f"GPTQ files of layout '{label}' cannot be read yet")
     return ("planar" if label == "gptq_p" or bits in (5, 6, 7) else "stream"), label != "gptq"
+
+
+def _group_size(config: Mapping[str, Any], columns: int, groups: int | None = None) -> int:
+    """Columns of a group, checked against the groups that there are; without the setting, as they divide the columns.
+
+    Raises:
+        FormatError: the setting is no size, or does not give these groups.
+    """
+    if "group_size" not in config and groups:
+        return -(-columns // groups)
+    found = setting_int(config, "group_size")
+    if found < 1 and found != -1:
+        raise FormatError(f"setting 'group_size' is {found}: expected a number of columns, or -1 for all")
+    size = max(columns, 1) if found == -1 else min(found, max(columns, 1))
+    if groups is not None and groups != -(-columns // size):
+        raise FormatError(
+            f"setting 'group_size' is {found}, which makes {-(-columns // size)} groups of {columns} columns; the "
+            f"scales have {groups}"
+        )
+    return size
 
 
 def _columns(words: int, order: str, bits: int) -> int:
     columns, rest = divmod(words * 32, bits)
-    if rest or (order == "planar" and words % bits):
-        raise FormatError(f"qweight has {words} rows of words: no whole number of codes of {bits} bits")
+    if rest or not words or (order == "planar" and words % bits):
+        raise FormatError(f"plane 'qweight' has {words} rows of words: no whole number of codes of {bits} bits")
     return columns
 
 
-def _stream_codes(codes: NDArray[np.uint8], bits: int) -> PackedCodes:
-    rows, columns = codes.shape
-    return PackedCodes(pack("stream", bits, codes), bits, (rows, columns))
+def _wraps_words(config: Mapping[str, Any], bits: int) -> np.uint32 | None:
+    """What GPTQModel subtracts from a word of zeros in v1; None for writers that work on fields."""
+    if bits not in (2, 4, 8) or "gptqmodel" not in str(config.get("meta")):
+        return None
+    return np.uint32(sum(1 << at for at in range(0, 32, bits)))
+
+
+def _read_zeros(
+    words: NDArray[Any], config: Mapping[str, Any], bits: int, order: str, v2: bool, out: int
+) -> NDArray[np.int16]:
+    fields = unpack(order, bits, words, out)
+    middle = 1 << (bits - 1)
+    if setting_bool(config, "sym", True) and np.all((fields == middle) | (fields == middle - 1)):
+        v2 = bool(np.all(fields == middle)) or (v2 and not np.all(fields == middle - 1))
+    if not v2:
+        ones = _wraps_words(config, bits)
+        if ones is not None:
+            fields = unpack(order, bits, np.ascontiguousarray(words).view(np.uint32) + ones, out)
+        else:
+            fields = fields + np.uint8(1) & np.uint8((1 << bits) - 1)
+    return np.ascontiguousarray(fields.T).astype(np.int16)
+
+
+def _write_zeros(form: Affine, config: Mapping[str, Any], order: str, v2: bool) -> Plane:
+    bits = form.codes.bits
+    zeros = np.broadcast_to(np.asarray(form.zeros, np.int16), form.scales.shape).T
+    if zeros.size and (zeros.min() < 0 or zeros.max() >> bits):
+        raise UnsupportedError(f"a zero point is out of the range of {bits} bits")
+    if setting_bool(config, "sym", True) and not form.symmetric:
+        raise UnsupportedError(f"zero points other than {1 << (bits - 1)}: setting 'sym' has to be false")
+    named = "gptqmodel" in str(config.get("meta"))
+    if not v2 and not named and (zeros == 0).any():
+        raise UnsupportedError("a zero point is 0, which readers of GPTQ v1 take differently: use gptq_v2")
+    ones = None if v2 else _wraps_words(config, bits)
+    fields = zeros if v2 or ones is not None else zeros - 1 & (1 << bits) - 1
+    words = pack(order, bits, np.ascontiguousarray(fields, np.uint8))
+    return Plane((words if ones is None else words - ones).view(np.int32), "I32")
 
 
 def round_to_nearest(
