@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from checkpoints import save_safetensors
 from common import check_damage, check_hostile_settings, check_round_trip
 
 import subbyte
+from checkpoints import checkpoint
 from subbyte.errors import FormatError, UnsupportedError
 from subbyte.formats.integer.gptq import BITS, Gptq, module_settings
 from subbyte.forms.codes import pack
@@ -147,15 +147,7 @@ def test_auto_round(tmp_path, packing, layout):
 def open_folder(path, planes, settings, dense=()):
     tensors = {f"{NAME}.{plane}": data for plane, data in planes.items()}
     tensors |= {name: np.zeros((4, 4), np.float32) for name in dense}
-    save_safetensors(path / "model.safetensors", tensors)
-    (path / "config.json").write_text(subbyte_json({"quantization_config": settings} if settings else {}))
-    return subbyte.open(path)
-
-
-def subbyte_json(value):
-    import json
-
-    return json.dumps(value)
+    return subbyte.open(checkpoint(path / "model", tensors, quantization_config=settings))
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -1,7 +1,7 @@
 """Marlin tiles: symmetric codes of 4 bits in the order that the Marlin kernel reads (arXiv 2408.11743).
 
-Codes ``[in, out]`` are cut into tiles of 16 x 16, each flattened row by row, and the values of every four tiles of a row
-of tiles (1024) are permuted; 8 make a 32-bit word, the first in its low bits: I32 ``[in / 16, 2 out]``.
+Codes ``[in, out]`` are cut into tiles of 16 x 16, each flattened row by row, and the values of every four tiles of a
+row of tiles (1024) are permuted; 8 make a 32-bit word, the first in its low bits: I32 ``[in / 16, 2 out]``.
 Scales ``[groups, out]`` are permuted in runs of 64 outputs, or of 32 where there is one group.
 """
 
