@@ -17,6 +17,7 @@ from subbyte.arrays import Array
 from subbyte.errors import ArgumentError, FormatError, NonFiniteError, UnsupportedError
 
 FLOATS = ("F32", "F16", "BF16")
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 #: safetensors element type by the name of a NumPy or `ml_dtypes` type.
 _KINDS = {

@@ -7,8 +7,9 @@ and decode ranges of rows.
 from subbyte.forms.affine import Affine, Biased, FloatZero
 from subbyte.forms.base import Form
 from subbyte.forms.codes import ByteCodes, Codes, PackedCodes
+from subbyte.forms.flat import NibbleCodes, SlabCodes
 from subbyte.forms.scaled import BlockScaled, Microscaled
-from subbyte.forms.table import Table
+from subbyte.forms.table import QuantizedScales, Table
 from subbyte.forms.ternary import Ternary
 
 __all__ = [
@@ -20,7 +21,10 @@ __all__ = [
     "FloatZero",
     "Form",
     "Microscaled",
+    "NibbleCodes",
     "PackedCodes",
+    "QuantizedScales",
+    "SlabCodes",
     "Table",
     "Ternary",
 ]

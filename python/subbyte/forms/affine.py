@@ -1,6 +1,6 @@
 """Integers with a scale per group, and a zero point or a bias.
 
-* `Affine`: w = (code - zero) * scale with integer zeros (GPTQ, AWQ, compressed-tensors, torchao, bitsandbytes int8).
+* `Affine`: w = (code - zero) * scale with integer zeros (GPTQ, AWQ, compressed-tensors, torchao).
 * `Biased`: w = code * scale + bias (MLX, quanto, torchao tile formats).
 * `FloatZero`: w = (code - zero) * scale with float zeros (HQQ, SINQ).
 """
@@ -166,9 +166,10 @@ class FloatZero(Form):
 
     Attributes:
         codes: (rows, columns).
-        scales, zeros: F16, BF16 or F32, (rows, groups).
-        group_size: columns of a group, which divides the columns.
+        scales, zeros: F16, BF16 or F32, (rows, groups); or (groups,), for groups of the flattened weight.
+        group_size: columns of a group, which divides the columns; elements of a group of the flattened weight.
         compute: F16, BF16 or F32: the type in which the original computes 16-bit results.
+        strided: a group of the flattened weight is every ``groups``-th element, not ``group_size`` neighbours.
     """
 
     shape: tuple[int, ...]
@@ -177,9 +178,18 @@ class FloatZero(Form):
     zeros: Plane
     group_size: int
     compute: str
+    strided: bool = False
 
     def __post_init__(self) -> None:
-        _check_groups(self, self.codes, (self.scales, self.zeros), self.group_size)
+        if len(self.scales.shape) != 1:
+            _check_groups(self, self.codes, (self.scales, self.zeros), self.group_size)
+            return
+        groups = len(self.scales.data)
+        if self.zeros.shape != (groups,) or groups * self.group_size != self.rows * self.columns:
+            raise FormatError(
+                f"scales of shape {list(self.scales.shape)} and zeros of shape {list(self.zeros.shape)} do not fit a "
+                f"weight of shape {list(self.shape)} in groups of {self.group_size}"
+            )
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         return self._values(rows, "F32")
@@ -189,9 +199,17 @@ class FloatZero(Form):
 
     def _values(self, rows: slice, kind: str) -> NDArray[np.float32]:
         codes = self.codes.unpack(rows).astype(np.float32)
-        scales, zeros = (Plane(p.data[rows], p.kind).float32() for p in (self.scales, self.zeros))
-        difference = rounded(codes - spread(zeros, self.columns, self.group_size), kind)
-        return rounded(difference * spread(scales, self.columns, self.group_size), kind)
+        with np.errstate(all="ignore"):
+            difference = rounded(codes - self._of_elements(self.zeros, rows), kind)
+            return rounded(difference * self._of_elements(self.scales, rows), kind)
+
+    def _of_elements(self, parameters: Plane, rows: slice) -> NDArray[np.float32]:
+        if len(parameters.shape) == 2:
+            return spread(Plane(parameters.data[rows], parameters.kind).float32(), self.columns, self.group_size)
+        start, stop, _ = rows.indices(self.rows)
+        element = np.arange(start * self.columns, stop * self.columns)
+        group = element % len(parameters.data) if self.strided else element // self.group_size
+        return parameters.float32()[group].reshape(-1, self.columns)
 
 
 def _check_groups(form: Form, codes: Codes, parameters: tuple[Plane, ...], group_size: int) -> None:

@@ -96,6 +96,7 @@ class BlockScaled(Form):
         scales: F32, F16, BF16, or an 8-bit float, (row blocks, column blocks).
         block: rows and columns of a rectangle; those at the edges may be smaller.
         inverse: the scale divides instead of multiplying (gptqmodel's FP8).
+        factor: multiplies the product in a second step (1/127 of bitsandbytes' int8); None for none.
     """
 
     shape: tuple[int, ...]
@@ -104,6 +105,7 @@ class BlockScaled(Form):
     scales: Plane
     block: tuple[int, int]
     inverse: bool = False
+    factor: np.float32 | None = None
 
     def __post_init__(self) -> None:
         expected = tuple(-(-size // step) for size, step in zip((self.rows, self.columns), self.block, strict=True))
@@ -121,4 +123,5 @@ class BlockScaled(Form):
         of_row = self.scales.float32()[np.arange(start, stop) // height]
         scales = of_row if of_row.shape[1] == 1 else np.repeat(of_row, width, axis=1)[:, : self.columns]
         with np.errstate(all="ignore"):
-            return elements / scales if self.inverse else elements * scales
+            scaled = elements / scales if self.inverse else elements * scales
+            return scaled if self.factor is None else scaled * self.factor
