@@ -123,10 +123,8 @@ class BitsAndBytes(Format):
             _, state_plane = _state_plane(named)
             if state_plane:
                 state_name = named[state_plane]
-                if folder.source[state_name].nbytes > _LONGEST_STATE:
-                    raise FormatError(f"{folder.source[state_name].nbytes:,} bytes of JSON", tensor=state_name)
                 try:
-                    state = _parse_state(folder.source.raw(state_name))
+                    state = _parse_state(folder.source.raw(state_name), state_plane)
                     shape = _state_shape(state)
                 except Error as e:
                     e.tensor = e.tensor or state_name
@@ -172,15 +170,15 @@ def _state_plane(named: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return None, _ANONYMOUS_STATE if _ANONYMOUS_STATE in named else None
 
 
-def _parse_state(raw: NDArray[np.uint8]) -> Mapping[str, Any]:
+def _parse_state(raw: NDArray[np.uint8], plane: str) -> Mapping[str, Any]:
     if raw.size > _LONGEST_STATE:
-        raise FormatError(f"the quantization state is {raw.size:,} bytes long: expected a short JSON object")
+        raise FormatError(f"plane '{plane}' has {raw.size:,} bytes: expected a short JSON object")
     try:
         state = json.loads(raw.tobytes().decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"the quantization state is no JSON: {error!s:.100}") from None
+        raise FormatError(f"plane '{plane}' is no JSON: {error!s:.100}") from None
     if not isinstance(state, dict):
-        raise FormatError(f"the quantization state is {state!r:.60}: expected a JSON object")
+        raise FormatError(f"plane '{plane}' is {state!r:.60}: expected a JSON object")
     return state
 
 
@@ -199,7 +197,7 @@ def _read_table(named: Mapping[str, Any], params: Mapping[str, Any]) -> Table:
     kind_named, plane = _state_plane(named)
     if plane is None:
         raise ArgumentError(f"plane '{_STATES[0]}' (or '{_STATES[1]}') is missing: it says shape, block size and type")
-    state = _parse_state(_planes.get(named, plane, "U8", (None,)).data)
+    state = _parse_state(_planes.get(named, plane, "U8", (None,)).data, plane)
     kind = setting_text(state, "quant_type", allowed=TABLES)
     claimed = setting_text(_config(params), "bnb_4bit_quant_type", kind)
     for said, where in ((kind_named or kind, f"plane '{plane}'"), (claimed, "bnb_4bit_quant_type of the settings")):
