@@ -20,7 +20,7 @@ from subbyte.convert.source import Source, open_source, stamp
 from subbyte.convert.types import FLOATS, nbytes, parse_type, quantized
 from subbyte.convert.values import Importance
 from subbyte.errors import ArgumentError, Error, UnsupportedError
-from subbyte.formats import PLANNED
+from subbyte.formats import PLANNED, format_ids
 from subbyte.ggml import TYPES
 from subbyte.imatrix import ImportanceMatrix, load_imatrix
 from subbyte.io.gguf import GgufValue, plan_gguf
@@ -217,7 +217,7 @@ def _target_name(to: str) -> str:
         UnsupportedError: a format that cannot be written (yet).
     """
     family, dot, name = to.partition(".")
-    if to in PLANNED or family in PLANNED:
+    if not PLANNED.isdisjoint((to, family)) or family in format_ids():
         raise UnsupportedError(f"conversion to '{to}' is not supported (yet); expected gguf.TYPE such as gguf.q4_k_m")
     if family != "gguf" or (dot and not name):
         raise unknown_target(to)
