@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from subbyte.arch import ARCHITECTURES
-from subbyte.convert.types import FLOATS
+from subbyte.convert.catalogue import CLASSES, list_conversions
+from subbyte.convert.types import FLOATS, WEIGHTS
 from subbyte.formats import PLANNED, format_ids
 from subbyte.ggml import TYPES
 from subbyte.planning.mix import ALIASES, FILE_TYPES
@@ -60,6 +61,25 @@ def architectures() -> str:
     return table(["GGUF `general.architecture`", "Hugging Face `model_type`"], rows)
 
 
+def conversions() -> str:
+    """What becomes of a tensor: a row for each source, by class; targets that only differ in the source are alike."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in list_conversions():
+        found.setdefault(row["source"], {}).setdefault(row["class"], []).append(row["target"])
+    blocks = [f"gguf.{name.lower()}" for name in WEIGHTS if TYPES[name].block > 1]
+
+    def cell(source: str, targets: Sequence[str]) -> str:
+        quantized = [target for target in targets if target in blocks]
+        others = " ".join(f"`{target}`" for target in targets if target not in blocks)
+        if len(quantized) < len(blocks) - 1:
+            return " ".join(f"`{target}`" for target in targets) or "–"
+        every = "every block type" if len(quantized) == len(blocks) else "every other block type"
+        return f"{others} {every}".strip()
+
+    rows = ([f"`{source}`", *(cell(source, by.get(name, [])) for name in CLASSES)] for source, by in found.items())
+    return table(["source", *CLASSES], rows)
+
+
 def render() -> str:
     """The page."""
     return f"""# Format matrix
@@ -85,6 +105,15 @@ are stored and copied, not decoded to floats. *importance* is what the encoder d
 
 What `subbyte.open` reads as a folder of safetensors and `subbyte.decode` decodes layer by layer:
 {" ".join(f"`{name}`" for name in format_ids())}.
+
+## Conversions, tensor by tensor
+
+What happens to the values of a tensor (`subbyte list conversions`): *exact* keeps the codes; *exact-value* writes other
+codes of the same values; *rounded* goes to a float type that cannot hold them all; *quantized* goes from floats to
+blocks; *requantized* goes from blocks to other blocks, and only with `--lossy`. `gguf` without a type keeps each
+tensor's own. The block types are those of the table of codecs, without `gguf.q8_k`.
+
+{conversions()}
 
 ## Architectures
 

@@ -15,7 +15,9 @@ import pytest
 
 import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
+from server import serve
 from subbyte import cli
+from subbyte.convert.catalogue import CLASSES
 from subbyte.io.gguf import write_gguf
 
 TINY = GOLDEN / "convert" / "tiny-llama"
@@ -26,9 +28,14 @@ def test_the_examples_of_the_help_run(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "examples" / "small-llama").symlink_to(SMALL_LLAMA)
     monkeypatch.chdir(tmp_path)
     lines = [line.strip() for line in cli.parser().format_help().splitlines() if line.startswith("  subbyte ")]
-    assert len(lines) == 9
-    for line in lines:
-        assert cli.main(shlex.split(line)[1:]) == 0, line
+    assert lines == [examples.splitlines()[0].strip() for examples in cli._EXAMPLES.values()]
+    (commands,) = (action.choices for action in cli.parser()._actions if action.dest == "command")
+    for name, examples in cli._EXAMPLES.items():
+        assert commands[name].format_help().endswith(f"examples:\n{examples}\n")
+        for line in map(str.strip, examples.splitlines()):
+            assert line.startswith(f"subbyte {name}")
+            assert cli.main(shlex.split(line)[1:]) == 0, line
+    assert list(cli._EXAMPLES) == list(commands)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -39,7 +46,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 def test_convert_prints_what_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "convert", TINY, tmp_path / "new" / "a.gguf", "--to", "gguf.q4_k_m")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert len(err.splitlines()) == 22
     assert "blk.1.attn_v.weight" in out
     assert "quantized" in out
     size = (tmp_path / "new" / "a.gguf").stat().st_size
@@ -190,7 +198,8 @@ def test_json_has_no_numbers_that_are_not_finite(tmp_path: Path, capsys: pytest.
 
 
 def test_environment_warnings_look_like_the_others(tmp_path: Path) -> None:
-    result = command("convert", TINY, tmp_path / "a.gguf", "--to", "gguf.f32", SUBBYTE_SIMD="warp")
+    quietly = ["--progress", "none"]
+    result = command("convert", TINY, tmp_path / "a.gguf", "--to", "gguf.f32", *quietly, SUBBYTE_SIMD="warp")
     assert result.returncode == 0
     assert result.stderr.startswith("subbyte: warning: SUBBYTE_SIMD=warp: there is no such level")
     assert result.stderr.count("\n") == 1
@@ -240,3 +249,80 @@ def test_a_terminal_shows_progress_and_no_color_is_respected(tmp_path: Path, ric
     os.close(parent)
     assert code == 0
     assert "converting" in shown
+
+
+def test_the_listed_conversions_are_what_a_conversion_does(tmp_path: Path) -> None:
+    listed = {(row["source"], row["target"]): row["class"] for row in subbyte.list_conversions()}
+    assert all(row["lossy"] == (row["class"] == "requantized") for row in subbyte.list_conversions())
+    names = [name for name in subbyte.codec_ids() if name in {target for _, target in listed}]
+    source = GOLDEN / "convert" / "tiny-llama-bf16.gguf"
+    for target in names:
+        folder = tmp_path / target
+        for origin, prefix in ((TINY, "hf"), (source, "gguf")):
+            try:
+                plan = subbyte.plan(origin, to="gguf.f32", tensor_type={"attn_q": target.removeprefix("gguf.")})
+            except subbyte.ArgumentError:
+                assert subbyte.get_codec(target).type.block > 64  # does not divide the rows of this model
+                continue
+            for row in plan.rows:
+                assert row.kind == listed[f"{prefix}.{row.source_type.lower()}", f"gguf.{row.type.lower()}"], folder
+    for name in ("f32", "bf16", "f16"):
+        report = subbyte.convert(source, tmp_path / name, to=f"hf.{name}")
+        for row in report.tensors:
+            assert row.kind == listed[f"gguf.{row.source_type.lower()}", f"hf.{name}"]
+
+
+def test_the_matrix_of_conversions(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "list", "conversions")
+    assert code == 0
+    rows = json.loads(run(capsys, "list", "conversions", "--json")[1])
+    matrix = [line for line in out.splitlines() if line.startswith(("hf.", "gguf."))]
+    letters = "".join(line.partition(" ")[2] for line in matrix)
+    for class_, letter in CLASSES.items():
+        assert letters.count(letter) == sum(row["class"] == class_ for row in rows)
+    assert {row["source"] for row in rows} == {line.partition(" ")[0] for line in matrix}
+    assert max(map(len, out.splitlines())) <= 80
+    assert [row["class"] for row in rows if (row["source"], row["target"]) == ("gguf.q4_k", "gguf.q4_0")] == [
+        "requantized"
+    ]
+
+
+@pytest.mark.parametrize("what", ["plan", "convert"])
+def test_a_source_behind_an_url(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+    model = (GOLDEN / "convert" / "tiny-llama-bf16.gguf").read_bytes()
+    with serve({"models/tiny.gguf": model}) as server:
+        arguments = [f"{server.url}models/tiny.gguf", tmp_path / "a.gguf", "--to", "gguf.q4_k_m"]
+        code, out, _ = run(capsys, "plan", *arguments)
+        assert code == 0
+        fetched = sum(int(range.split("-")[1]) + 1 - int(range[6:].split("-")[0]) for _, range in server.requests)
+        planned = json.loads(run(capsys, "plan", *arguments, "--json")[1])
+        assert run(capsys, "inspect", arguments[0], "blk.0.attn_q.weight")[1].startswith("blk.0.attn_q.weight: bf16")
+        if what == "convert":
+            assert run(capsys, "convert", *arguments)[0] == 0
+    assert f"{planned['nbytes']:,} bytes, 22 tensors" in out.splitlines()[-1]
+    local = subbyte.plan(GOLDEN / "convert" / "tiny-llama-bf16.gguf", to="gguf.q4_k_m")
+    assert planned["nbytes"] == local.nbytes
+    assert fetched < 2 * len(model)
+    if what == "convert":
+        assert (tmp_path / "a.gguf").stat().st_size == planned["nbytes"]
+    else:
+        assert not list(tmp_path.iterdir())
+
+
+def test_json_of_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dst = str(tmp_path / "a.gguf")
+    for line in (
+        ["plan", TINY, dst, "--to", "gguf.q8_0"],
+        ["convert", TINY, dst, "--to", "gguf.q8_0"],
+        ["convert", TINY, dst, "--to", "gguf.q8_0"],  # does nothing
+        ["convert", TINY, dst, "--to", "gguf.q8_0", "--dry-run"],
+        ["inspect", dst],
+        ["inspect", dst, "output.weight"],
+        ["verify", dst, "--against", TINY],
+        ["report", dst],
+        *(["list", what] for what in ("formats", "codecs", "conversions", "levels")),
+        ["env"],
+    ):
+        code, out, _ = run(capsys, *line, "--json")
+        assert code == 0, line
+        assert json.loads(out, parse_constant=pytest.fail), line

@@ -129,7 +129,7 @@ def test_two_plugins_with_one_id(install):
 def test_plugin_cannot_replace_a_built_in_codec(install):
     install("demo-thief", {"gguf.q8_0": "x"}, "raise RuntimeError('imported')")
     built_in = subbyte.get_codec("gguf.q8_0")
-    with pytest.warns(RuntimeWarning, match=r"demo-thief 1\.5 offers codec 'gguf\.q8_0', which is built in"):
+    with pytest.warns(subbyte.SubbyteWarning, match=r"demo-thief 1\.5 offers codec 'gguf\.q8_0', which is built in"):
         assert "gguf.q8_0" in subbyte.codec_ids()
     assert subbyte.get_codec("gguf.q8_0") is built_in
 

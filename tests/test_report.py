@@ -45,8 +45,9 @@ def test_the_json_has_a_fixed_shape(made: Path) -> None:
     assert sorted(data["made"]) == ["seconds", "src", "subbyte", "to"]
     for entry in data["tensors"]:
         assert sorted(entry) == [
-            "bits_per_weight", "cosine", "elements", "kind", "layer", "max_error", "name", "nbytes", "relative_error",
-            "rms_error", "role", "seconds", "sha256", "shape", "source_nbytes", "source_type", "sqnr", "type",
+            "bits_per_weight", "clipped", "cosine", "elements", "kind", "layer", "max_error", "name", "nbytes",
+            "relative_error", "rms_error", "role", "seconds", "sha256", "shape", "source_nbytes", "source_type",
+            "sqnr", "type",
         ]  # fmt: skip
     assert data["nbytes"] == sum(entry["nbytes"] for entry in data["tensors"])
     assert sum(role["nbytes"] for role in data["roles"].values()) == data["nbytes"]
@@ -88,7 +89,7 @@ def test_a_file_that_was_changed_leaves_its_manifest_behind(tmp_path: Path) -> N
 
 def test_csv_has_as_many_cells_as_names(made: Path) -> None:
     lines = list(csv.reader(io.StringIO(subbyte.report(made, SMALL_LLAMA).to_csv())))
-    assert {len(line) for line in lines} == {18}
+    assert {len(line) for line in lines} == {19}
     assert len(lines) == 58
     assert lines[0][0] == "name"
     assert dict(zip(*lines[:2], strict=True))["shape"].count("x") == lines[1][4].count("x")
@@ -213,10 +214,13 @@ def test_progress_for_a_log_and_for_programs(tmp_path: Path, capsys: pytest.Capt
     _, _, err = run(capsys, "convert", source, tmp_path / "a.gguf", "--to", "gguf.q8_0", "--progress", "log")
     lines = err.splitlines()
     assert len(lines) == 22
-    assert lines[-1].startswith("converting 100 % ")
+    assert lines[-1] == "converting 100 % output_norm.weight (107,392 of 107,392 bytes)"
     _, _, err = run(capsys, "convert", source, tmp_path / "b.gguf", "--to", "gguf.q8_0", "--progress", "json")
     entries = [json.loads(line) for line in err.splitlines()]
-    assert sorted(entries[0]) == ["done", "event", "seconds", "tensor", "total"]
+    assert sorted(entries[0]) == ["done", "event", "seconds", "seconds_left", "tensor", "total"]
+    assert entries[1]["seconds_left"] is None
+    assert entries[2]["seconds_left"] > 0
+    assert entries[-1]["seconds_left"] == 0
     assert entries[-1]["done"] == entries[-1]["total"]
     _, _, err = run(capsys, "verify", tmp_path / "b.gguf", "--progress", "none")
     assert err == ""

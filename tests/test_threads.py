@@ -73,7 +73,7 @@ with warnings.catch_warnings(record=True) as caught:
 print(*(f"{w.category.__name__} {w.message}" for w in caught), sep="\\n")
 """
     printed = run_python(code, **{variable: value})
-    assert printed.count("RuntimeWarning") == 1
+    assert printed.count("SubbyteWarning") == 1
     assert f"{variable}={value}" in printed
     assert why in printed
     assert run_python(code) == "\n"

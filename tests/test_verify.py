@@ -13,6 +13,7 @@ import pytest
 import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
 from subbyte.io.gguf import GgufFile, GgufValue, write_gguf
+from subbyte.layout import CODES
 
 TINY = GOLDEN / "convert" / "tiny-llama"
 
@@ -159,3 +160,54 @@ def test_chunks_do_not_change_the_result(q8: Path, monkeypatch: pytest.MonkeyPat
 def test_json_has_no_infinities(q8: Path) -> None:
     text = json.dumps(subbyte.verify(q8, TINY).to_json(), allow_nan=False)
     assert json.loads(text)["ok"] is True
+
+
+def clipped_share(folder: Path, kind: str, values: np.ndarray, blocks: np.ndarray) -> float:
+    """Clipped share of a tensor of type ``kind`` with these blocks against these values."""
+    metadata = {"general.architecture": "llama", "llama.block_count": 1}
+    write_gguf(folder / "source.gguf", metadata, {"a": values})
+    write_gguf(folder / "target.gguf", metadata, {"a": (kind, blocks)})
+    (row,) = subbyte.verify(folder / "target.gguf", folder / "source.gguf").tensors
+    return row.clipped
+
+
+def test_clipped_share_counts_what_lies_beyond_the_codes(tmp_path: Path) -> None:
+    block = np.zeros((1, 34), np.uint8)
+    block[0, :2] = np.array([0.5], "<f2").view(np.uint8)  # codes -128 to 127: from -64 to 63.5
+    block[0, 2:] = 127
+    values = np.full((1, 32), 63.5, np.float32)
+    assert clipped_share(tmp_path, "Q8_0", values, block) == 0
+    values[0, :4] = [63.7, 63.76, 1000, -64.3]  # half a step is 0.25
+    assert clipped_share(tmp_path, "Q8_0", values, block) == 3 / 32
+    block[0, :2] = 0  # every value but 0 is beyond
+    assert clipped_share(tmp_path, "Q8_0", values, block) == 1
+    assert clipped_share(tmp_path, "Q8_0", np.zeros((1, 32), np.float32), block) == 0
+
+
+def test_clipped_share_of_a_negative_scale(tmp_path: Path) -> None:
+    values = np.linspace(-1, 1, 32, dtype=np.float32)[None]
+    values[0, -1] = 2  # becomes code -8 of a negative scale: the other end is -1.75
+    values[0, 0] = -1.87
+    blocks = subbyte.encode("gguf.q4_0", values)["blocks"]
+    assert clipped_share(tmp_path, "Q4_0", values, blocks) == 0  # half a step is 0.125
+    values[0, 0] = -1.88
+    assert clipped_share(tmp_path, "Q4_0", values, blocks) == 1 / 32
+
+
+@pytest.mark.parametrize("kind", sorted(CODES))
+def test_few_values_are_clipped_by_our_encoders(tmp_path: Path, kind: str) -> None:
+    values = np.random.default_rng(3).standard_normal((8, 256)).astype(np.float32)
+    blocks = subbyte.encode(f"gguf.{kind.lower()}", values)["blocks"]
+    share = clipped_share(tmp_path, kind, values, blocks)
+    assert 0 <= share < (0.15 if kind == "Q1_0" else 0.08)
+    assert clipped_share(tmp_path, kind, values * 100, blocks) > 0.6
+
+
+def test_clipped_share_where_it_has_no_meaning(tmp_path: Path) -> None:
+    values = np.random.default_rng(3).standard_normal((8, 256)).astype(np.float32)
+    assert math.isnan(clipped_share(tmp_path, "IQ3_S", values, subbyte.encode("gguf.iq3_s", values)["blocks"]))
+    assert math.isnan(clipped_share(tmp_path, "F32", values, values.view(np.uint8)))
+    half = values.astype(np.float16)
+    half[0, 0] = 65504
+    values[0, 0] = 66000
+    assert clipped_share(tmp_path, "F16", values, half.view(np.uint8)) == 1 / values.size

@@ -6,6 +6,7 @@ Everything here is loaded on first use: importing the package imports neither Nu
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from subbyte.errors import (
     LimitError,
     NonFiniteError,
     PluginError,
+    SubbyteWarning,
     UnsupportedError,
 )
 
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
     from subbyte.api import decode, encode, open
     from subbyte.checkpoint import Checkpoint, Weight
     from subbyte.codec import Codec, Encoded, codec_ids, get_codec, register_codec
-    from subbyte.convert import convert, inspect, list_codecs, list_formats, list_levels, plan, verify
+    from subbyte.convert import convert, plan, verify
+    from subbyte.convert.catalogue import list_codecs, list_conversions, list_formats, list_levels
     from subbyte.convert.summary import report
+    from subbyte.inspection import inspect
 
 __all__ = [
     "ArgumentError",
@@ -46,6 +50,7 @@ __all__ = [
     "LimitError",
     "NonFiniteError",
     "PluginError",
+    "SubbyteWarning",
     "UnsupportedError",
     "Weight",
     "__version__",
@@ -56,6 +61,7 @@ __all__ = [
     "get_codec",
     "inspect",
     "list_codecs",
+    "list_conversions",
     "list_formats",
     "list_levels",
     "open",
@@ -72,8 +78,10 @@ _LAZY = {
         "subbyte.api": ("decode", "encode", "open"),
         "subbyte.checkpoint": ("Checkpoint", "Weight"),
         "subbyte.codec": ("Codec", "Encoded", "codec_ids", "get_codec", "register_codec"),
-        "subbyte.convert": ("convert", "inspect", "list_codecs", "list_formats", "list_levels", "plan", "verify"),
+        "subbyte.convert": ("convert", "plan", "verify"),
+        "subbyte.convert.catalogue": ("list_codecs", "list_conversions", "list_formats", "list_levels"),
         "subbyte.convert.summary": ("report",),
+        "subbyte.inspection": ("inspect",),
     }.items()
     for name in names
 }
@@ -100,3 +108,5 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())

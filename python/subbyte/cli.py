@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import subbyte
@@ -18,18 +18,33 @@ from subbyte.progress import MODES, shown
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; a check failed; wrong usage or a refusal; stopped by Ctrl-C."""
 
-_EXAMPLES = """\
-examples:
-  subbyte plan examples/small-llama small-llama.gguf --to gguf.q4_k_m
+_EXAMPLES = {
+    "convert": """\
   subbyte convert examples/small-llama small-llama.gguf --to gguf.q4_k_m
   subbyte convert examples/small-llama fitting.gguf --target-size 4MiB
+  subbyte convert examples/small-llama mixed.gguf --to gguf.q4_0 --tensor-type 'attn_v=q6_k'
   subbyte convert small-llama.gguf smaller.gguf --to gguf.q2_k --lossy
+  subbyte convert small-llama.gguf small-llama-floats --to hf.bf16""",
+    "plan": """\
+  subbyte plan examples/small-llama small-llama.gguf --to gguf.q4_k_m
+  subbyte plan examples/small-llama --target-bpw 4.25 --json""",
+    "inspect": """\
   subbyte inspect small-llama.gguf --tensors
-  subbyte verify small-llama.gguf --against examples/small-llama
-  subbyte report small-llama.gguf --against examples/small-llama --html report.html
+  subbyte inspect small-llama.gguf blk.0.attn_q.weight""",
+    "verify": """\
+  subbyte verify small-llama.gguf --against examples/small-llama""",
+    "report": """\
+  subbyte report small-llama.gguf
+  subbyte report small-llama.gguf --against examples/small-llama --html report.html --csv report.csv""",
+    "list": """\
   subbyte list levels
-  subbyte env
-"""
+  subbyte list conversions""",
+    "env": """\
+  subbyte env""",
+    "completion": """\
+  subbyte completion bash""",
+}
+"""Of each command; they run as written, in this order, where the project's folder ``examples`` is."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="subbyte",
         description="Quantized tensor formats: convert, inspect and verify checkpoints.",
-        epilog=_EXAMPLES,
+        epilog="examples:\n" + "\n".join(lines.splitlines()[0] for lines in _EXAMPLES.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"subbyte {subbyte.__version__}")
@@ -61,8 +76,9 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print a plan file, for convert --plan")
     plan.set_defaults(run=_plan)
 
-    inspect = commands.add_parser("inspect", help="show what the headers of a checkpoint say")
+    inspect = commands.add_parser("inspect", help="show what the headers of a checkpoint say, or what is in a tensor")
     inspect.add_argument("path", metavar="PATH", help="checkpoint folder, safetensors file, or GGUF file")
+    inspect.add_argument("tensor", metavar="TENSOR", nargs="?", help="read this tensor: values, scales, histogram")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
     inspect.add_argument("--json", action="store_true", help="print everything as JSON")
     inspect.set_defaults(run=_inspect)
@@ -84,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     listing = commands.add_parser("list", help="show what is possible here")
-    listing.add_argument("what", choices=("formats", "codecs", "levels"))
+    listing.add_argument("what", choices=tuple(_LISTS))
     listing.add_argument("--json", action="store_true", help="print as JSON")
     listing.set_defaults(run=_list)
 
@@ -95,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
     complete = commands.add_parser("completion", help='print a completion script: eval "$(subbyte completion bash)"')
     complete.add_argument("shell", choices=completion.SHELLS)
     complete.set_defaults(run=_completion)
+    for name, command in commands.choices.items():
+        command.epilog = f"examples:\n{_EXAMPLES[name]}"
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
     return top
 
 
@@ -122,6 +141,13 @@ def _planning_options() -> argparse.ArgumentParser:
     return options
 
 
+_LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "formats": lambda: subbyte.list_formats(),
+    "codecs": lambda: subbyte.list_codecs(),
+    "conversions": lambda: subbyte.list_conversions(),
+    "levels": lambda: subbyte.list_levels(),
+}
+
 _PLANNING = (
     "to", "target_size", "target_bpw", "plan", "lossy", "pure", "output_tensor_type", "token_embedding_type",
     "tensor_type", "imatrix", "pre", "strict",
@@ -133,7 +159,7 @@ def _add_progress(command: argparse.ArgumentParser) -> None:
         "--progress",
         choices=MODES,
         default="auto",
-        help="bar, a line per tensor, JSON lines, none; auto: bar on a terminal",
+        help="a bar, a line for each unit, JSON lines, nothing; auto: bar on a terminal, else log, or json with --json",
     )
 
 
@@ -142,42 +168,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding lacks
+    options = parser().parse_args(arguments)
+    notices = _Notices(getattr(options, "json", False))
     try:
-        options = parser().parse_args(arguments)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: _warn([str(message)])
-            code: int = options.run(options)
+            warnings.simplefilter("always", subbyte.SubbyteWarning)
+            warnings.showwarning = lambda message, *_, **__: notices.warn(str(message))
+            code: int = options.run(options, notices)
         sys.stdout.flush()
         return code
     except subbyte.Error as error:
-        kind = "" if type(error) is subbyte.Error else f"{type(error).__name__}: "
-        return _complain(kind + " ".join(str(error).split()))
+        kind = "" if type(error) is subbyte.Error else type(error).__name__
+        return notices.complain(" ".join(str(error).split()), kind)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: so may we
         return OK
     except OSError as error:
-        return _complain(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+        return notices.complain(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
     except KeyboardInterrupt as stopped:
-        _complain(f"interrupted; {stopped or 'nothing was left'}")
+        notices.complain(f"interrupted; {stopped or 'nothing was left'}")
         return INTERRUPTED
 
 
-def _complain(message: str) -> int:
-    print(f"subbyte: {_painted('error', '31')}: {message}", file=sys.stderr)
-    return REFUSED
+class _Notices:
+    """Warnings and errors on standard error: lines of text, or with ``--json`` JSON objects on a line each."""
+
+    def __init__(self, json: bool) -> None:
+        self.json = json
+        self.said: set[str] = set()
+
+    def complain(self, message: str, kind: str = "") -> int:
+        """Say what went wrong; returns the exit code."""
+        self._say("error", "31", message, kind)
+        return REFUSED
+
+    def warn(self, message: str) -> None:
+        """Say what is doubtful, once."""
+        if message not in self.said:
+            self.said.add(message)
+            self._say("warning", "33", message)
+
+    def _say(self, event: str, colour: str, message: str, kind: str = "") -> None:
+        if self.json:
+            print(json.dumps({"event": event, "kind": kind, "message": message}), file=sys.stderr)
+            return
+        plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        painted = event if plain else f"\x1b[{colour}m{event}\x1b[0m"
+        print(f"subbyte: {painted}: {kind and kind + ': '}{message}", file=sys.stderr)
 
 
-def _warn(messages: Sequence[str]) -> None:
-    for message in messages:
-        print(f"subbyte: {_painted('warning', '33')}: {message}", file=sys.stderr)
-
-
-def _painted(text: str, colour: str) -> str:
-    plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
-
-
-def _plan(options: argparse.Namespace) -> int:
+def _plan(options: argparse.Namespace, notices: _Notices) -> int:
     forecast = subbyte.plan(options.src, options.dst, **{name: getattr(options, name) for name in _PLANNING})
     if options.json:
         _print_json(forecast.to_json())
@@ -185,15 +225,14 @@ def _plan(options: argparse.Namespace) -> int:
     print(forecast.table())
     for name, reason in forecast.plan.source.left_out:
         print(f"left out: {name}: {reason}")
-    _warn(forecast.plan.warnings)
     print(forecast.summary())
     return OK
 
 
-def _convert(options: argparse.Namespace) -> int:
+def _convert(options: argparse.Namespace, notices: _Notices) -> int:
     if options.dry_run:
-        return _plan(options)
-    with shown("converting", options.progress) as progress:
+        return _plan(options, notices)
+    with shown("converting", "bytes", options.progress, programs=options.json) as progress:
         report = subbyte.convert(
             options.src,
             options.dst,
@@ -212,36 +251,38 @@ def _convert(options: argparse.Namespace) -> int:
     print(report.table())
     for name, reason in report.left_out:
         print(f"left out: {name}: {reason}")
-    _warn(report.warnings)
     print(report.summary())
     return OK
 
 
-def _inspect(options: argparse.Namespace) -> int:
-    found = subbyte.inspect(options.path)
+def _inspect(options: argparse.Namespace, notices: _Notices) -> int:
+    from subbyte.inspection import Inspection, TensorInspection
+
+    found: Inspection | TensorInspection = subbyte.inspect(options.path, options.tensor)
     if options.json:
         _print_json(found.to_json())
-    else:
+    elif isinstance(found, Inspection):
         print(found.text(tensors=options.tensors))
+    else:
+        print(found.text())
     return OK
 
 
-def _verify(options: argparse.Namespace) -> int:
-    with shown("verifying", options.progress) as progress:
+def _verify(options: argparse.Namespace, notices: _Notices) -> int:
+    with shown("verifying", "elements", options.progress, programs=options.json) as progress:
         result = subbyte.verify(options.path, options.against, progress=progress)
     if options.json:
         _print_json(result.to_json())
     else:
         print(result.table())
-        _warn(result.warnings)
         for failure in result.failures:
             print(f"FAILED: {failure}")
         print(result.summary())
     return OK if result.ok else FAILED
 
 
-def _report(options: argparse.Namespace) -> int:
-    with shown("verifying", options.progress) as progress:
+def _report(options: argparse.Namespace, notices: _Notices) -> int:
+    with shown("verifying", "elements", options.progress, programs=options.json) as progress:
         found = subbyte.report(options.path, options.against, progress=progress)
     for name, make in (("html", found.to_html), ("csv", found.to_csv)):
         file = getattr(options, name)
@@ -259,14 +300,15 @@ def _report(options: argparse.Namespace) -> int:
     worst = [(entry.name, entry.type, f"{entry.relative_error:.3g}") for entry in found.worst()]
     if worst:
         print("\n" + table(("largest errors", "type", "relative"), worst, right={2}))
-    _warn(found.warnings)
+    for warning in found.warnings:
+        notices.warn(warning)
     for failure in found.failures:
         print(f"FAILED: {failure}")
     print(found.summary())
     return OK if not found.failures else FAILED
 
 
-def _env(options: argparse.Namespace) -> int:
+def _env(options: argparse.Namespace, notices: _Notices) -> int:
     from subbyte.environment import facts
 
     found = facts()
@@ -278,17 +320,20 @@ def _env(options: argparse.Namespace) -> int:
     return OK
 
 
-def _completion(options: argparse.Namespace) -> int:
+def _completion(options: argparse.Namespace, notices: _Notices) -> int:
     print(completion.script(parser(), options.shell), end="")
     return OK
 
 
-def _list(options: argparse.Namespace) -> int:
-    rows = {"formats": subbyte.list_formats, "codecs": subbyte.list_codecs, "levels": subbyte.list_levels}[
-        options.what
-    ]()
+def _list(options: argparse.Namespace, notices: _Notices) -> int:
+    rows = _LISTS[options.what]()
     if options.json:
         _print_json(rows)
+        return OK
+    if options.what == "conversions":
+        from subbyte.convert.catalogue import conversion_matrix
+
+        print(conversion_matrix(rows))
         return OK
     from subbyte.convert.report import table
 

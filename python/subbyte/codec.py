@@ -8,14 +8,13 @@ its value a `Codec` or a callable without arguments that returns one. It is load
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from subbyte.arguments import text
 from subbyte.arrays import Array
-from subbyte.errors import ArgumentError, PluginError
+from subbyte.errors import ArgumentError, PluginError, warn
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -157,7 +156,7 @@ def _plugins() -> dict[str, list[EntryPoint]]:
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.name in _builtin():
             message = f"{_distribution(entry)} offers codec '{entry.name}', which is built in: it is ignored"
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            warn([message], stacklevel=4)
             continue
         found.setdefault(entry.name, []).append(entry)
     return found

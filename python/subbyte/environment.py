@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import warnings
+import shutil
+import subprocess
 from functools import cache
 
 from subbyte import _native
+from subbyte.errors import warn
 
 
 @cache
@@ -18,18 +20,13 @@ def check() -> None:
     if simd and simd not in available:
         known = simd in dict(_native.levels())
         problem = "this processor cannot run it" if known else "there is no such level"
-        warnings.warn(
-            f"SUBBYTE_SIMD={simd}: {problem}; using {_native.level()}. Available: {', '.join(available)}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        message = f"SUBBYTE_SIMD={simd}: {problem}; using {_native.level()}. Available: {', '.join(available)}"
+        warn([message], stacklevel=5)
     threads = os.environ.get("SUBBYTE_NUM_THREADS", "").strip()
     if threads and not (threads.isascii() and threads.isdigit() and int(threads) == _native.num_threads()):
-        warnings.warn(
-            f"SUBBYTE_NUM_THREADS={threads}: expected a number from 1 to 1024; using {_native.num_threads()} threads",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        used = _native.num_threads()
+        message = f"SUBBYTE_NUM_THREADS={threads}: expected a number from 1 to 1024; using {used} threads"
+        warn([message], stacklevel=5)
 
 
 def facts() -> dict[str, str]:
@@ -51,6 +48,7 @@ def facts() -> dict[str, str]:
             f"{name} (used)" if name == _native.level() else name for name, runs in _native.levels() if runs
         ),
         "threads": str(_native.num_threads()),
+        "gpu": _gpu(),
         "settings": ", ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("SUBBYTE_")) or "none",
     }
     packages = ("numpy", "ml_dtypes", "rich", "torch", "cupy", "huggingface_hub", "ray", "safetensors", "gguf")
@@ -64,3 +62,16 @@ def _processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpu() -> str:
+    """NVIDIA's devices and driver as its own tool names them: no library of a device is loaded for it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "none found"
+    command = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "nvidia-smi fails"
+    return "; ".join(line.strip() for line in found.splitlines()) or "none found"

@@ -1,11 +1,17 @@
 """One hierarchy for everything that subbyte refuses: ``except subbyte.Error`` catches all of it.
 
 The message says what was expected, what was found, and what to do next; the place is kept in attributes as well.
+
+What is only doubtful is a warning of the category `SubbyteWarning`, given through the module `warnings`, so that it can
+be silenced or made an error: ``warnings.simplefilter("error", subbyte.SubbyteWarning)``. Details go to the logger
+``subbyte`` of the module `logging`, at the levels ``INFO`` and ``DEBUG``: they are seen where a handler is set up.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterable
 
 __all__ = [
     "ArgumentError",
@@ -18,6 +24,7 @@ __all__ = [
     "LimitError",
     "NonFiniteError",
     "PluginError",
+    "SubbyteWarning",
     "UnsupportedError",
 ]
 
@@ -152,3 +159,13 @@ class NotFolderError(IoError, NotADirectoryError):
 
 
 _BUILTIN: tuple[type[IoError], ...] = (NotFoundError, ExistsError, PermissionDeniedError, IsFolderError, NotFolderError)
+
+
+class SubbyteWarning(UserWarning):
+    """Something that went on, but that the caller should know: of a conversion, a setting, or a plug-in."""
+
+
+def warn(messages: Iterable[str], *, stacklevel: int = 3) -> None:
+    """Gives each message as a `SubbyteWarning`, by default in the name of the caller's caller."""
+    for message in messages:
+        warnings.warn(message, SubbyteWarning, stacklevel=stacklevel)

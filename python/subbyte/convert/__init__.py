@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 from subbyte import environment
-from subbyte.convert.catalogue import list_codecs, list_formats, list_levels
 from subbyte.convert.hugging import write_checkpoint
-from subbyte.convert.inspection import Inspection, TensorInfo, inspect
 from subbyte.convert.journal import Journal, identify
 from subbyte.convert.manifest import find_manifest
 from subbyte.convert.report import Report, Row
 from subbyte.convert.run import Cancel, Progress, make_folder, run
 from subbyte.convert.source import check_target
 from subbyte.convert.verification import Comparison, Verification, verify
-from subbyte.errors import ArgumentError
+from subbyte.errors import ArgumentError, warn
 from subbyte.io.remote import Place, place
 from subbyte.paths import checked_path
 from subbyte.planning.forecast import Forecast, forecast, read_plan
 from subbyte.planning.plan import Plan, TensorPlan, make_plan
 
+logger = logging.getLogger("subbyte.convert")
+
 __all__ = [
     "Comparison",
     "Forecast",
-    "Inspection",
     "Plan",
     "Report",
     "Row",
-    "TensorInfo",
     "TensorPlan",
     "Verification",
     "convert",
-    "inspect",
-    "list_codecs",
-    "list_formats",
-    "list_levels",
     "plan",
     "verify",
 ]
@@ -120,13 +115,18 @@ def convert(
                  target_size, target_bpw, plan, fresh, wait, cancel)  # fmt: skip
         if any(given):
             raise ArgumentError(f"'{to}' is a checkpoint of one float type: options for GGUF files do not apply to it")
-        return write_checkpoint(origin, target, to, strict=strict, progress=progress)
+        report = write_checkpoint(origin, target, to, strict=strict, progress=progress)
+        warn(report.warnings)
+        return report
     made_plan = _plan(
         origin, to, plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
         target_size=target_size, target_bpw=target_bpw,
     )  # fmt: skip
     check_target(made_plan.source, target)
+    warn(made_plan.warnings)
+    for tensor in made_plan.tensors:
+        logger.debug("%s: '%s' %s to %s, %s", target, tensor.name, tensor.recipe.type, tensor.type, tensor.kind)
     make_folder(target)
     with Journal.open(target, wait=wait) as journal:
         made = find_manifest(target)
@@ -175,6 +175,7 @@ def plan(
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
         target_size=target_size, target_bpw=target_bpw,
     )  # fmt: skip
+    warn(made.warnings)
     return forecast(made, origin, None if dst is None else checked_path(dst, "dst"))
 
 

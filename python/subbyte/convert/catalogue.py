@@ -1,12 +1,15 @@
-"""What this installation can do: formats, codecs, SIMD levels."""
+"""What this installation can do: formats, codecs, conversions, SIMD levels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from subbyte import _native
 from subbyte.codec import codec_ids
-from subbyte.convert.types import FLOATS
+from subbyte.convert.types import FLOATS, WEIGHTS
+from subbyte.convert.values import kind
 from subbyte.formats import PLANNED, format_ids
 from subbyte.ggml import TYPES
 from subbyte.planning.mix import FILE_TYPES
@@ -38,6 +41,79 @@ def list_codecs() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kind of checkpoint, as a source and as a target of conversions.
+
+    Attributes:
+        reads: types that its tensors may have as a source.
+        writes: types that they may have as a target.
+        into: families it is converted into.
+        kept: the type that a tensor of a type has in a target that keeps every tensor's own; ``None``: no such target.
+    """
+
+    reads: Sequence[str]
+    writes: Sequence[str]
+    into: Sequence[str]
+    kept: Callable[[str], str] | None = None
+
+
+FAMILIES: Mapping[str, Family] = {
+    "hf": Family(reads=("F64", *FLOATS, "MXFP4"), writes=FLOATS, into=("gguf",)),
+    "gguf": Family(
+        reads=tuple(TYPES),
+        writes=WEIGHTS,
+        into=("gguf", "hf"),
+        kept=lambda name: "F32" if name == "F64" else name,
+    ),
+}
+"""What is converted into what; everything that lists conversions is made from it."""
+
+CLASSES: Mapping[str, str] = {"exact": "=", "exact-value": "v", "rounded": "r", "quantized": "q", "requantized": "Q"}
+"""What happens to the values (:func:`~subbyte.convert.values.kind`), and the letter that stands for it in a matrix."""
+
+
+def list_conversions() -> list[dict[str, Any]]:
+    """Every conversion of a tensor: ``source``, ``target``, ``class``, and ``lossy`` (whether it has to be allowed).
+
+    ``class`` is what happens to the values: ``exact`` (the same codes), ``exact-value`` (other codes of the same
+    values), ``rounded`` (to a float type that cannot hold them all), ``quantized``, or ``requantized`` (quantized a
+    second time). A target without a type, ``gguf``, keeps each tensor's own.
+    """
+    rows = []
+    for source, family in FAMILIES.items():
+        for name in family.reads:
+            for target in family.into:
+                kept = FAMILIES[target].kept
+                found = [(target, name if source == target else kept(name))] if kept else []
+                if TYPES[name].decodes:
+                    found += [(f"{target}.{written.lower()}", written) for written in FAMILIES[target].writes]
+                for id, written in found:
+                    class_ = kind(name, written)
+                    row = {"source": f"{source}.{name.lower()}", "target": id, "class": class_}
+                    rows.append(row | {"lossy": class_ == "requantized"})
+    return rows
+
+
+def conversion_matrix(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The conversions as text: a table for each family of targets, with a letter for the class."""
+    legend = ", ".join(f"{letter} {name}" for name, letter in CLASSES.items())
+    parts = [legend, "requantized: only with --lossy; . not possible"]
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    letters = {(row["source"], row["target"]): CLASSES[row["class"]] for row in rows}
+    for family in FAMILIES:
+        targets = list(dict.fromkeys(row["target"] for row in rows if row["target"].partition(".")[0] == family))
+        titles = [target.partition(".")[2] or "(own)" for target in targets]
+        height, width = max(map(len, titles)), max(map(len, sources))
+        head = [" ".join(title.rjust(height)[line] for title in titles) for line in range(height)]
+        parts += ["", f"to {family}:"] + [f"{'':{width}}  {line}".rstrip() for line in head]
+        for source in sources:
+            cells = [letters.get((source, target), ".") for target in targets]
+            if any(cell != "." for cell in cells):
+                parts.append(f"{source:{width}}  {' '.join(cells)}")
+    return "\n".join(parts)
 
 
 def list_levels() -> list[dict[str, Any]]:

@@ -136,6 +136,7 @@ _COLUMNS: Sequence[tuple[str, bool, Callable[[Entry], str]]] = (
     ("max", True, lambda entry: _number(entry.max_error)),
     ("SQNR dB", True, lambda entry: "" if entry.sqnr is None else f"{entry.sqnr:.1f}"),
     ("cosine", True, lambda entry: "" if entry.cosine is None else f"{entry.cosine:.6f}"),
+    ("clipped", True, lambda entry: "" if entry.clipped is None else f"{entry.clipped:.3%}"),
 )
 
 

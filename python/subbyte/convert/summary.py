@@ -41,7 +41,8 @@ class Entry:
         type, shape, elements, nbytes, bits_per_weight: how it is stored.
         source_type, source_nbytes, kind, seconds: what the conversion did, from the manifest.
         sha256: its hash, from the manifest.
-        max_error, rms_error, relative_error, sqnr, cosine: against the source, where there is one.
+        max_error, rms_error, relative_error, sqnr, cosine, clipped: against the source, where there is one
+            (:class:`~subbyte.convert.verification.Comparison`).
     """
 
     name: str
@@ -62,6 +63,7 @@ class Entry:
     relative_error: float | None = None
     sqnr: float | None = None
     cosine: float | None = None
+    clipped: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,7 @@ def _entry(recipe: Recipe, row: Row | None, error: Comparison | None) -> Entry:
         entry = replace(
             entry, kind=entry.kind or error.kind, max_error=_known(error.max_error), rms_error=_known(error.rms_error),
             relative_error=_known(error.relative_error), sqnr=_known(error.sqnr), cosine=_known(error.cosine),
+            clipped=_known(error.clipped),
         )  # fmt: skip
     return entry
 

@@ -15,6 +15,9 @@ Raw = NDArray[np.uint8]
 
 FLOATS = ("F32", "F16", "BF16")
 
+WEIGHTS = tuple(name for name, facts in TYPES.items() if facts.encodes and name not in ("Q8_1", "Q8_K", "F64"))
+"""Types that tensors of a model are written as; the others are for activations, or for copies."""
+
 
 def quantized(name: str) -> bool:
     """Whether values of the type are stored in blocks."""
@@ -37,7 +40,6 @@ def parse_type(name: str) -> str:
         ArgumentError: there is no such type, or it is not one for weights.
     """
     upper = name.removeprefix("gguf.").upper() if isinstance(name, str) else name
-    weights = [known for known, facts in TYPES.items() if facts.encodes and known not in ("Q8_1", "Q8_K", "F64")]
-    if upper not in weights:
-        raise ArgumentError(f"unknown tensor type {name!r}: expected one of {', '.join(weights).lower()}")
+    if upper not in WEIGHTS:
+        raise ArgumentError(f"unknown tensor type {name!r}: expected one of {', '.join(WEIGHTS).lower()}")
     return upper

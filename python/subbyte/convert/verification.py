@@ -19,9 +19,10 @@ from subbyte.convert.run import CHUNK
 from subbyte.convert.source import is_gguf, open_source
 from subbyte.convert.types import FLOATS, quantized
 from subbyte.convert.values import first_invalid_block, kind, to_float32
-from subbyte.errors import FormatError, UnsupportedError
+from subbyte.errors import FormatError, UnsupportedError, warn
 from subbyte.ggml import TYPES
 from subbyte.io.remote import Place, place
+from subbyte.layout import can_clip, clipped
 from subbyte.paths import checked_path
 
 _MOST_AT_ONCE = 8 * CHUNK
@@ -43,6 +44,10 @@ class Comparison:
         relative_error: Frobenius norm of the difference over that of the source.
         sqnr: signal to quantization noise ratio in decibels; infinite where all values are equal.
         cosine: cosine of the angle between the two tensors.
+        clipped: share of the elements whose value in the source lies more than half a step beyond the range that their
+            block can reach, so that rounding alone does not explain their error; of a float type, beyond its largest
+            number. NaN where it has no meaning: values that are the same, and the IQ1, IQ2 and IQ3 types, whose
+            elements have no range of their own.
         failure: why the tensor does not pass; empty where it does.
     """
 
@@ -54,6 +59,7 @@ class Comparison:
     relative_error: float = math.nan
     sqnr: float = math.nan
     cosine: float = math.nan
+    clipped: float = math.nan
     failure: str = ""
 
 
@@ -97,12 +103,14 @@ class Verification:
             return table(
                 ("tensor", "type", "result"), [(row.name, row.type, row.failure or "ok") for row in self.tensors]
             )
-        head = ("tensor", "type", "values", "max error", "RMS error", "relative", "SQNR dB", "cosine", "result")
+        head = ("tensor", "type", "values", "max error", "RMS error", "relative", "SQNR dB", "cosine", "clipped",
+                "result")  # fmt: skip
         body = []
         for row in self.tensors:
             numbers = (f"{row.max_error:.3g}", f"{row.rms_error:.3g}", f"{row.relative_error:.3g}", f"{row.sqnr:.2f}")
-            body.append((row.name, row.type, row.kind, *numbers, f"{row.cosine:.6f}", row.failure or "ok"))
-        return table(head, body, right={3, 4, 5, 6, 7})
+            clipped = "" if math.isnan(row.clipped) else f"{row.clipped:.3%}"
+            body.append((row.name, row.type, row.kind, *numbers, f"{row.cosine:.6f}", clipped, row.failure or "ok"))
+        return table(head, body, right=range(3, 9))
 
     def summary(self) -> str:
         """One line."""
@@ -140,6 +148,7 @@ def verify(
         raise UnsupportedError("expected a GGUF file to verify", file=path)
     checked = open_source(path)
     source = None if origin_path is None else open_source(origin_path)
+    warn(() if source is None else source.warnings)
     origins = {} if source is None else {recipe.name: recipe for recipe in source.recipes}
     total = sum(recipe.elements for recipe in checked.recipes)
     hashes, failures = _promised(path)
@@ -183,7 +192,7 @@ def _compare(recipe: Recipe, origin: Recipe | None, expected: bool, promised: tu
         problem = "the source has no such tensor"
     elif origin is not None and _squeezed(origin.shape) != _squeezed(recipe.shape):
         problem = f"shape {recipe.shape}, the source has {origin.shape}"
-    measure = None if origin is None or problem else _Errors(origin.type, recipe.type)
+    measure = None if origin is None or problem else _Errors(origin.type, recipe.type, relation)
     step = max(1, CHUNK // max(recipe.columns, 1))
     if promised is not None and (promised[0] == 1 or 0 < promised[0] * recipe.columns <= _MOST_AT_ONCE):
         step = promised[0]
@@ -215,9 +224,10 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 class _Errors:
     """Running sums over the chunks of two tensors, in float64."""
 
-    def __init__(self, source: str, target: str) -> None:
+    def __init__(self, source: str, target: str, relation: str) -> None:
         self.source, self.target = source, target
-        self.count = 0
+        self.clips = can_clip(target) and relation not in ("exact", "exact-value")
+        self.count = self.clipped = 0
         self.max = self.noise = self.signal = self.power = self.product = 0.0
         self.beyond = 0
 
@@ -225,7 +235,10 @@ class _Errors:
         if self.source not in TYPES or not TYPES[self.source].decodes or not TYPES[self.target].decodes:
             self.beyond += not np.array_equal(source, target)
             return
-        want = to_float32(self.source, source, columns).reshape(-1).astype(np.float64)
+        stored = to_float32(self.source, source, columns).reshape(-1)
+        if self.clips:
+            self.clipped += clipped(self.target, target, stored)
+        want = stored.astype(np.float64)
         got = to_float32(self.target, target, columns).reshape(-1).astype(np.float64)
         with np.errstate(invalid="ignore"):  # infinities are reported as such
             difference = np.abs(got - want)
@@ -253,7 +266,7 @@ class _Errors:
             problem = problem or f"{self.beyond:,} elements {allowed}"
         return Comparison(
             recipe.name, recipe.type, relation, self.max, math.sqrt(self.noise / max(self.count, 1)), relative,
-            sqnr, min(cosine, 1.0), problem,
+            sqnr, min(cosine, 1.0), self.clipped / max(self.count, 1) if self.clips else math.nan, problem,
         )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ _DTYPES: dict[str, tuple[str | None, str]] = {
 
 
 @cache
-def _numpy_dtype(name: str) -> np.dtype[Any] | None:
+def numpy_dtype(name: str) -> np.dtype[Any] | None:
     if name not in _DTYPES:
         return None
     small, plain = _DTYPES[name]
@@ -49,7 +49,7 @@ def _fitting(kind: str) -> set[np.dtype[Any] | None]:
     """Element types of arrays that can be written as ``kind``."""
     if kind not in _DTYPES:
         return set()
-    return {np.dtype(_DTYPES[kind][1]), _numpy_dtype(kind)} | ({np.dtype(np.uint16)} if kind == "F16" else set())
+    return {np.dtype(_DTYPES[kind][1]), numpy_dtype(kind)} | ({np.dtype(np.uint16)} if kind == "F16" else set())
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
             UnsupportedError: F4 and F6, whose elements NumPy cannot address; `raw` gives their bytes.
         """
         tensor = self._tensors[name]
-        dtype = _numpy_dtype(tensor.dtype)
+        dtype = numpy_dtype(tensor.dtype)
         if dtype is None:
             raise UnsupportedError(
                 f"{tensor.dtype} elements are smaller than a byte; use raw()", file=tensor.path, tensor=name

@@ -13,9 +13,9 @@ import numpy as np
 from subbyte.convert.report import finite, printable, table
 from subbyte.convert.source import is_gguf
 from subbyte.errors import UnsupportedError
-from subbyte.io.gguf import GgufFile
+from subbyte.io.gguf import GgufFile, GgufTensor
 from subbyte.io.remote import Place, place
-from subbyte.io.safetensors import SafetensorsFile
+from subbyte.io.safetensors import SafetensorsFile, SafetensorsTensor
 from subbyte.planning.mix import FILE_TYPES
 
 _LONG = 8
@@ -120,43 +120,37 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect(path: str | PathLike[str]) -> Inspection:
-    """Read the headers of a GGUF file (all shards), a safetensors file, or a checkpoint folder; remote ones too.
+def open_container(path: str | PathLike[str]) -> tuple[Place, GgufFile | SafetensorsFile]:
+    """The file or folder at ``path``, opened by what it is; tensors are not mapped.
 
     Raises:
-        FormatError, CorruptError: the headers are damaged.
-        UnsupportedError: another kind of file.
-        IoError: the file cannot be read.
+        As :func:`subbyte.inspect`.
     """
     where = place(path)
     if where.is_dir() or where.name.endswith((".safetensors", ".index.json")):
-        checkpoint = SafetensorsFile(where)
-        return Inspection(
-            where,
-            "safetensors",
-            "",
-            tuple(
-                TensorInfo(name, tensor.dtype, tuple(tensor.shape), tensor.nbytes, tensor.offset, str(tensor.path))
-                for name, tensor in checkpoint.items()
-            ),
-            dict(checkpoint.metadata),
-        )
+        return where, SafetensorsFile(where, mmap=False)
     if not is_gguf(where):
         raise UnsupportedError("expected a GGUF file, a safetensors file or a checkpoint folder", file=where)
-    file = GgufFile(where)
+    return where, GgufFile(where, mmap=False)
+
+
+def tensor_info(tensor: GgufTensor | SafetensorsTensor) -> TensorInfo:
+    """What a container says of one tensor."""
+    kind = tensor.type if isinstance(tensor, GgufTensor) else tensor.dtype
+    return TensorInfo(tensor.name, kind, tuple(tensor.shape), tensor.nbytes, tensor.offset, str(tensor.path))
+
+
+def inspect_headers(path: str | PathLike[str]) -> Inspection:
+    """What the headers of a checkpoint say; see :func:`subbyte.inspect`."""
+    where, file = open_container(path)
+    tensors = tuple(map(tensor_info, file.values()))
+    if isinstance(file, SafetensorsFile):
+        return Inspection(where, "safetensors", "", tensors, dict(file.metadata))
     metadata = {key: _short(value) for key, value in file.metadata.items()}
     names = {kind.number: name for name, kind in FILE_TYPES.items()}
     number = metadata.get("general.file_type")
-    return Inspection(
-        where,
-        "gguf",
-        names.get(number & ~1024, "") if isinstance(number, int) else "",
-        tuple(
-            TensorInfo(name, tensor.type, tuple(tensor.shape), tensor.nbytes, tensor.offset, str(tensor.path))
-            for name, tensor in file.items()
-        ),
-        metadata,
-    )
+    file_type = names.get(number & ~1024, "") if isinstance(number, int) else ""
+    return Inspection(where, "gguf", file_type, tensors, metadata)
 
 
 def _short(value: Any) -> Any:
