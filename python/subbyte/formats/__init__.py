@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: Module of each format; it has a mapping FORMATS from id to format, and is loaded when an id of it is asked for.
 _MODULES = {
+    "awq": "integer.awq",
     "bitsandbytes": "table.bitsandbytes",
     "gptq": "integer.gptq",
 }

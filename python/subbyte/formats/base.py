@@ -157,6 +157,34 @@ def setting_int(values: Mapping[str, Any], key: str, default: int | None = None,
     return found
 
 
+def setting_group_size(
+    values: Mapping[str, Any], columns: int, groups: int | None = None, key: str = "group_size"
+) -> int:
+    """Columns of a group, at most all of them: a setting that is -1 for one group of all columns.
+
+    Args:
+        values: the settings.
+        columns: columns of the weight.
+        groups: the groups that there are, if known; without the setting, the columns are divided among them.
+        key: name of the setting.
+
+    Raises:
+        FormatError: the setting is no size, or does not give these groups.
+    """
+    if key not in values and groups:
+        return -(-columns // groups)
+    found = setting_int(values, key)
+    if found < 1 and found != -1:
+        raise FormatError(f"setting '{key}' is {found}: expected a number of columns, or -1 for all")
+    size = max(columns, 1) if found == -1 else min(found, max(columns, 1))
+    if groups is not None and groups != -(-columns // size):
+        raise FormatError(
+            f"setting '{key}' is {found}, which makes {-(-columns // size)} groups of {columns} columns; the scales "
+            f"have {groups}"
+        )
+    return size
+
+
 def setting_bool(values: Mapping[str, Any], key: str, default: bool) -> bool:
     """A true-or-false setting.
 

@@ -40,7 +40,17 @@ from numpy.typing import NDArray
 from subbyte import planes as _planes
 from subbyte.codec import Encoded
 from subbyte.errors import ArgumentError, FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, encoded, setting_bool, setting_int, setting_text, settings
+from subbyte.formats.base import (
+    Folder,
+    Format,
+    Layer,
+    encoded,
+    setting_bool,
+    setting_group_size,
+    setting_int,
+    setting_text,
+    settings,
+)
 from subbyte.formats.integer import marlin
 from subbyte.formats.patterns import matches
 from subbyte.forms import Affine, Form, PackedCodes
@@ -72,7 +82,7 @@ class Gptq(Format):
         columns = _columns(qweight.shape[0], order, bits)
         qzeros = _planes.get(planes, "qzeros", ("I32", "U32"), (groups, words_per_row(order, bits, out)))
         g_idx = _planes.optional(planes, "g_idx", ("I32", "I64"), (columns,))
-        group_size = _group_size(config, columns, groups)
+        group_size = setting_group_size(config, columns, groups)
         group_of = None
         if g_idx is not None:
             if not np.array_equal(g_idx.data, np.arange(columns) // group_size):
@@ -90,7 +100,7 @@ class Gptq(Format):
         setting_int(config, "bits", allowed=(4,))
         scales = _planes.get(planes, "s", FLOATS, (None, None))
         words = _planes.get(planes, "B", ("I32", "U32"), (None, 2 * scales.shape[1]))
-        return marlin.read(words, scales, _group_size(config, words.shape[0] * 16, scales.shape[0]))
+        return marlin.read(words, scales, setting_group_size(config, words.shape[0] * 16, scales.shape[0]))
 
     def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
         config = settings(params)
@@ -99,7 +109,7 @@ class Gptq(Format):
         if source.data.ndim != 2 or not source.data.size:
             raise UnsupportedError(f"GPTQ stores matrices; the array has shape {list(source.shape)}")
         out, columns = source.shape
-        group_size = _group_size(config, columns)
+        group_size = setting_group_size(config, columns)
         codes, scales, zeros = round_to_nearest(source.float32(), bits, group_size, setting_bool(config, "sym", True))
         packed = PackedCodes(pack("stream", bits, codes), bits, (out, columns))
         form = Affine((out, columns), packed, _planes.float_plane(scales, "F16"), zeros, group_size)
@@ -114,7 +124,7 @@ class Gptq(Format):
             raise UnsupportedError(
                 f"a weight {list(form.shape)} of {form.codes.bits} bits cannot be stored as a matrix of {bits} bits"
             )
-        form = form.regrouped(_group_size(config, form.columns))
+        form = form.regrouped(setting_group_size(config, form.columns))
         label = _label(config)
         if label == "marlin":
             tiles, scales = marlin.write(form)
@@ -230,26 +240,6 @@ def _label(config: Mapping[str, Any]) -> str:
 def _layout(label: str, bits: int) -> tuple[str, bool]:
     """Order of the codes, and whether zeros are stored as they are."""
     return ("planar" if label == "gptq_p" or bits in (5, 6, 7) else "stream"), label != "gptq"
-
-
-def _group_size(config: Mapping[str, Any], columns: int, groups: int | None = None) -> int:
-    """Columns of a group, checked against the groups that there are; without the setting, as they divide the columns.
-
-    Raises:
-        FormatError: the setting is no size, or does not give these groups.
-    """
-    if "group_size" not in config and groups:
-        return -(-columns // groups)
-    found = setting_int(config, "group_size")
-    if found < 1 and found != -1:
-        raise FormatError(f"setting 'group_size' is {found}: expected a number of columns, or -1 for all")
-    size = max(columns, 1) if found == -1 else min(found, max(columns, 1))
-    if groups is not None and groups != -(-columns // size):
-        raise FormatError(
-            f"setting 'group_size' is {found}, which makes {-(-columns // size)} groups of {columns} columns; the "
-            f"scales have {groups}"
-        )
-    return size
 
 
 def _columns(words: int, order: str, bits: int) -> int:
