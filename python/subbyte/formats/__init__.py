@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 _MODULES = {
     "awq": "integer.awq",
     "bitsandbytes": "table.bitsandbytes",
+    "fp8": "float.fp8",
     "gptq": "integer.gptq",
+    "modelopt": "float.modelopt",
+    "mxfp4": "float.mxfp4",
 }
 
 #: Every id that is spoken for.

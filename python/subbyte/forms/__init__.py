@@ -8,7 +8,7 @@ from subbyte.forms.affine import Affine, Biased, FloatZero
 from subbyte.forms.base import Form
 from subbyte.forms.codes import ByteCodes, Codes, PackedCodes
 from subbyte.forms.flat import NibbleCodes, SlabCodes
-from subbyte.forms.scaled import BlockScaled, Microscaled
+from subbyte.forms.scaled import BlockScaled, ColumnScaled, Microscaled
 from subbyte.forms.table import QuantizedScales, Table
 from subbyte.forms.ternary import Ternary
 
@@ -18,6 +18,7 @@ __all__ = [
     "BlockScaled",
     "ByteCodes",
     "Codes",
+    "ColumnScaled",
     "FloatZero",
     "Form",
     "Microscaled",

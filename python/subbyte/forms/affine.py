@@ -135,6 +135,7 @@ class Biased(Form):
         scales, biases: F16, BF16 or F32, (rows, groups), of one type.
         group_size: columns of a group, which divides the columns.
         signed: subtracted from a code before it is scaled (for codes that the format stores with a sign).
+        compute: F16, BF16 or F32: the type in which the original computes 16-bit results; that of the scales if None.
     """
 
     shape: tuple[int, ...]
@@ -143,6 +144,7 @@ class Biased(Form):
     biases: Plane
     group_size: int
     signed: int = 0
+    compute: str | None = None
 
     def __post_init__(self) -> None:
         _check_groups(self, self.codes, (self.scales, self.biases), self.group_size)
@@ -151,7 +153,7 @@ class Biased(Form):
         return self._values(rows, "F32")
 
     def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
-        return self._values(rows, self.scales.kind)
+        return self._values(rows, self.compute or self.scales.kind)
 
     def _values(self, rows: slice, kind: str) -> NDArray[np.float32]:
         codes = self.codes.unpack(rows).astype(np.float32) - np.float32(self.signed)

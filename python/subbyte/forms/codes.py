@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,3 +142,21 @@ class ByteCodes(Codes):
         if self.bits < 8 and found.size and found.max() >> self.bits:
             raise FormatError(f"a stored code is out of the range of {self.bits} bits")
         return found
+
+
+def packed_bytes(data: Array, bits: int) -> PackedCodes:
+    """Codes in bytes, low bits first: the last axis of ``data``, in whole 32-bit words; the others are folded.
+
+    Raises:
+        FormatError: a row is no whole number of words.
+    """
+    width = data.shape[-1]
+    if width % 4:
+        raise FormatError(f"rows of {width} bytes of codes: expected a multiple of 4")
+    flat = np.ascontiguousarray(data).view(np.uint8).reshape(prod(data.shape[:-1]), width)
+    return PackedCodes(flat.view("<u4"), bits, (len(flat), width * 8 // bits))
+
+
+def as_packed_bytes(codes: Codes) -> NDArray[np.uint8]:
+    """The reverse of `packed_bytes`: uint8, shape (rows, bytes of a row), whole words."""
+    return np.ascontiguousarray(codes.stream()).view(np.uint8)

@@ -79,7 +79,7 @@ def encode_e5m2(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return encode_element(values, "F8_E5M2")
 
 
-def e8m0_scales(maxima: NDArray[np.float32], element: str, rule: str, kind: str = "F32") -> NDArray[np.uint8]:
+def e8m0_scales(maxima: NDArray[np.float32], element: str, rule: str, kind: str | None = None) -> NDArray[np.uint8]:
     """Scales of blocks as E8M0: exponent + 127, never 255.
 
     Args:
@@ -91,13 +91,11 @@ def e8m0_scales(maxima: NDArray[np.float32], element: str, rule: str, kind: str 
             * ``"nearest"`` (compressed-tensors): the same, but with ``a`` raised to the next power of two where that is
               what rounding its significand to the element's precision does: from 1.75, with E2M3 from 1.9375;
             * ``"ceil"`` (ModelOpt, MLX, DeepSeek): ceil(log2(a / X)).
-        kind: type of the arithmetic of ``"ceil"``: quotient and logarithm are rounded to it.
+        kind: for ``"ceil"``, see `ceil_log2`.
     """
     top = np.float32(LARGEST[element])
     if rule == "ceil":
-        with np.errstate(divide="ignore"):
-            logarithm = np.log2(rounded(maxima / top, kind).astype(np.float64)).astype(np.float32)
-        exponent = np.ceil(rounded(logarithm, kind))
+        exponent = ceil_log2(maxima / top if kind is None else rounded(maxima / top, kind), kind)
     elif rule in ("floor", "nearest"):
         fraction, power = np.frexp(maxima)
         exponent = power - 1 - np.floor(np.log2(top))
@@ -107,6 +105,22 @@ def e8m0_scales(maxima: NDArray[np.float32], element: str, rule: str, kind: str 
     else:
         raise UnsupportedError(f"no rule '{rule}' for the scales of blocks")
     return (np.clip(exponent, -127, 127) + 127).astype(np.uint8)
+
+
+def ceil_log2(values: NDArray[np.float32], kind: str | None = None) -> NDArray[np.float32]:
+    """Exponent of the smallest power of two that is not below each value; -inf for 0.
+
+    Args:
+        values: float32, not negative.
+        kind: type of the logarithm that a writer takes (F32, F16, BF16): what lies barely above a power of two is then
+            taken for it. None for the exact exponent.
+    """
+    if kind is None:
+        fraction, power = np.frexp(values)
+        return np.where(values > 0, power - (fraction == 0.5), -np.inf).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        logarithm = np.log2(values.astype(np.float64)).astype(np.float32)
+    return np.ceil(rounded(logarithm, kind))
 
 
 def block_maxima(values: NDArray[np.float32], block: int) -> NDArray[np.float32]:

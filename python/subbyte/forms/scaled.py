@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from subbyte.errors import FormatError, UnsupportedError
 from subbyte.forms.base import Form
 from subbyte.forms.codes import Codes
-from subbyte.planes import Plane, float8_values
+from subbyte.planes import Plane, float8_values, rounded
 
 
 @cache
@@ -48,6 +49,7 @@ class Microscaled(Form):
         block: columns of a block.
         multiplier: float32 scale of the tensor that multiplies a block's scale; None for none.
         divisor: float32 scale of the tensor that divides a block's scale (compressed-tensors); None for none.
+        maximum: float32 largest magnitude of the tensor; a 2688th of it (6 * 448) multiplies a block's scale (MLX).
     """
 
     shape: tuple[int, ...]
@@ -58,6 +60,7 @@ class Microscaled(Form):
     block: int
     multiplier: np.float32 | None = None
     divisor: np.float32 | None = None
+    maximum: np.float32 | None = None
 
     def __post_init__(self) -> None:
         expected = (self.rows, -(-self.columns // self.block))
@@ -77,6 +80,8 @@ class Microscaled(Form):
                 scales = scales * self.multiplier
             if self.divisor is not None:
                 scales = scales / self.divisor
+            if self.maximum is not None:
+                scales = scales * (self.maximum / np.float32(2688))
         return scales
 
     def values(self, rows: slice) -> NDArray[np.float32]:
@@ -88,15 +93,16 @@ class Microscaled(Form):
 
 @dataclass(frozen=True, eq=False)
 class BlockScaled(Form):
-    """w = element * scale of its rectangle.
+    """w = element * scale of its rectangle; rectangles begin anew in every matrix.
 
     Attributes:
         data: bits of the elements, (rows, columns): uint8, or int8 for ``I8``.
         element: ``F8_E4M3``, ``F8_E5M2``, a ``FNUZ`` variant, or ``I8``.
-        scales: F32, F16, BF16, or an 8-bit float, (row blocks, column blocks).
+        scales: F32, F16, BF16, or an 8-bit float, (row blocks of all matrices, column blocks).
         block: rows and columns of a rectangle; those at the edges may be smaller.
         inverse: the scale divides instead of multiplying (gptqmodel's FP8).
         factor: multiplies the product in a second step (1/127 of bitsandbytes' int8); None for none.
+        rounds_scale: for 16-bit results the original rounds the scale to that type first (ModelOpt).
     """
 
     shape: tuple[int, ...]
@@ -106,22 +112,73 @@ class BlockScaled(Form):
     block: tuple[int, int]
     inverse: bool = False
     factor: np.float32 | None = None
+    rounds_scale: bool = False
 
     def __post_init__(self) -> None:
-        expected = tuple(-(-size // step) for size, step in zip((self.rows, self.columns), self.block, strict=True))
+        down, across = self.grid(self.block)
+        expected = (prod(self.shape[:-2]) * down, across)
         if self.data.shape != (self.rows, self.columns) or self.scales.shape != expected:
             raise FormatError(
                 f"elements of shape {list(self.data.shape)} and scales of shape {list(self.scales.shape)} do not fit a "
                 f"weight of shape {list(self.shape)} in blocks of {list(self.block)}"
             )
 
+    def grid(self, block: tuple[int, int]) -> tuple[int, int]:
+        """Blocks of one matrix, down and across."""
+        return -(-self.shape[-2] // block[0]), -(-self.columns // block[1])
+
+    def regrid(self, block: tuple[int, int]) -> Plane | None:
+        """The scales for smaller blocks, repeated as they are; None where a block would need two of them."""
+        sources = []
+        for size, have, want in zip(self.shape[-2:], self.block, block, strict=True):
+            first = np.arange(0, size, want)
+            of_first = first // have
+            if np.any(of_first != (np.minimum(first + want, size) - 1) // have):
+                return None
+            sources.append(of_first)
+        down, _ = self.grid(self.block)
+        down_all = (np.arange(prod(self.shape[:-2]))[:, None] * down + sources[0]).reshape(-1)
+        return Plane(np.ascontiguousarray(self.scales.data[down_all][:, sources[1]]), self.scales.kind)
+
     def values(self, rows: slice) -> NDArray[np.float32]:
+        return self._values(rows, "F32")
+
+    def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        return self._values(rows, kind if self.rounds_scale else "F32")
+
+    def _values(self, rows: slice, scale_kind: str) -> NDArray[np.float32]:
         found = self.data[rows]
         elements = found.astype(np.float32) if self.element == "I8" else element_values(self.element)[found]
         height, width = self.block
         start, stop, _ = rows.indices(self.rows)
-        of_row = self.scales.float32()[np.arange(start, stop) // height]
+        matrix, row = np.divmod(np.arange(start, stop), self.shape[-2])
+        of_row = rounded(self.scales.float32(), scale_kind)[matrix * self.grid(self.block)[0] + row // height]
         scales = of_row if of_row.shape[1] == 1 else np.repeat(of_row, width, axis=1)[:, : self.columns]
         with np.errstate(all="ignore"):
-            scaled = elements / scales if self.inverse else elements * scales
+            scaled: NDArray[np.float32] = elements / scales if self.inverse else elements * scales
             return scaled if self.factor is None else scaled * self.factor
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnScaled(Form):
+    """w = value * factor of its column, for factors that a checkpoint stores apart from the weight.
+
+    Attributes:
+        inner: the weight without the factors.
+        factors: F32, F16 or BF16, (columns,).
+    """
+
+    shape: tuple[int, ...]
+    inner: Form
+    factors: Plane
+
+    def __post_init__(self) -> None:
+        if self.inner.shape != self.shape or self.factors.shape != (self.columns,):
+            raise FormatError(
+                f"{list(self.factors.shape)} factors of columns do not fit a weight of shape {list(self.inner.shape)}"
+            )
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        with np.errstate(all="ignore"):
+            scaled: NDArray[np.float32] = self.inner.values(rows) * self.factors.float32()
+        return scaled
