@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 #: Module of each format; it has a mapping FORMATS from id to format, and is loaded when an id of it is asked for.
 _MODULES = {
     "awq": "integer.awq",
+    "bitnet": "ternary.bitnet",
+    "bitnet.gpu_int2": "ternary.bitnet_gpu",
+    "bitnet.i2_s": "ternary.bitnet_i2_s",
+    "bitnet.tl1": "ternary.bitnet_tl",
+    "bitnet.tl2": "ternary.bitnet_tl",
     "bitsandbytes": "table.bitsandbytes",
     "fp8": "float.fp8",
     "gptq": "integer.gptq",

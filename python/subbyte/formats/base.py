@@ -212,6 +212,25 @@ def setting_text(values: Mapping[str, Any], key: str, default: str | None = None
     return found
 
 
+def setting_shape(values: Mapping[str, Any], default: tuple[int, int] | None = None) -> tuple[int, int]:
+    """The setting ``shape``: rows and columns of the dense weight.
+
+    Raises:
+        FormatError: it is no pair of positive integers.
+        ArgumentError: it is missing without a default.
+    """
+    found = values.get("shape", default)
+    if found is None:
+        raise ArgumentError("params lacks 'shape', the rows and columns of the weight")
+    if (
+        not isinstance(found, Sequence)
+        or len(found) != 2
+        or any(isinstance(size, bool) or not isinstance(size, int) or not 0 < size < 1 << 48 for size in found)
+    ):
+        raise FormatError(f"setting 'shape' is {found!r:.60}: expected two positive integers")
+    return found[0], found[1]
+
+
 def encoded(id: str, planes: Mapping[str, Plane], shape: Sequence[int], params: Mapping[str, Any]) -> Encoded:
     """Planes as what `subbyte.encode` returns."""
     arrays = {name: plane.array() for name, plane in planes.items()}

@@ -11,6 +11,7 @@ from subbyte.forms.flat import NibbleCodes, SlabCodes
 from subbyte.forms.scaled import BlockScaled, ColumnScaled, Microscaled
 from subbyte.forms.table import QuantizedScales, Table
 from subbyte.forms.ternary import Ternary
+from subbyte.forms.tiled import ReshapedCodes, TiledCodes, Tiling
 
 __all__ = [
     "Affine",
@@ -25,7 +26,10 @@ __all__ = [
     "NibbleCodes",
     "PackedCodes",
     "QuantizedScales",
+    "ReshapedCodes",
     "SlabCodes",
     "Table",
     "Ternary",
+    "TiledCodes",
+    "Tiling",
 ]
