@@ -29,6 +29,7 @@ _MODULES = {
     "bitsandbytes": "table.bitsandbytes",
     "fp8": "float.fp8",
     "gptq": "integer.gptq",
+    "hqq": "integer.hqq",
     "modelopt": "float.modelopt",
     "mxfp4": "float.mxfp4",
 }
