@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from functools import cache
 
 from subbyte import _native
@@ -66,6 +64,9 @@ def _processor() -> str:
 
 def _gpu() -> str:
     """NVIDIA's devices and driver as its own tool names them: no library of a device is loaded for it."""
+    import shutil
+    import subprocess
+
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return "none found"

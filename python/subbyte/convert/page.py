@@ -24,13 +24,18 @@ p, dd { color: var(--soft); overflow-wrap: anywhere; } .bad { color: var(--bad);
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 dt { font-size: .8rem; color: var(--soft); } dd { margin: 0; color: var(--ink); font-size: 1.15rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .85rem; }
-th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
-rect, circle { fill: var(--bar); } line { stroke: var(--line); } summary { cursor: pointer; }
+svg { display: block; width: 100%; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+rect, circle { fill: var(--bar); } line { stroke: var(--line); } details { margin-top: 2rem; }
+summary { cursor: pointer; }
 """
 
-_WIDTH, _BAR = 640, 22
+_BAR, _PLOT = 36, 220
+"""Heights of a bar with its words and of a plot in pixels. Widths are percentages: text keeps its size on a phone."""
+
+_LEFT = 13.0
+"""Where the plots begin, in percent; numbers stand before it."""
 
 
 def page(found: Summary) -> str:
@@ -50,15 +55,16 @@ def page(found: Summary) -> str:
     body += [f"<p>Warning: {_text(warning)}</p>" for warning in found.warnings]
     roles = found.by_role()
     sizes = [(role, size, f"{size:,} B, {bits:.2f} bits") for role, (_, size, bits) in roles.items()]
-    body += ["<h2>Size by role</h2>", _bars(sizes)]
+    body += ["<h2>Size by role</h2>", _bars("Size by role", sizes)]
     from subbyte.convert.summary import histogram
 
     bars = histogram([(entry.bits_per_weight, entry.elements) for entry in found.tensors])
     body += ["<h2>Parameters by bits per weight</h2>",
-             _bars([(f"{label} bits", count, f"{count:,}") for label, count in bars])]  # fmt: skip
+             _bars("Parameters by bits per weight", [(f"{label} bits", n, f"{n:,}") for label, n in bars])]  # fmt: skip
     measured = [entry for entry in found.tensors if entry.relative_error is not None]
     if measured:
-        body += ["<h2>Relative error by layer</h2>", _dots(measured)]
+        body += ["<h2>Relative error by layer</h2>", _by_layer(measured), "<p>–: outside the layers</p>"]
+        body += ["<h2>Relative error by bits per weight</h2>", _by_bits(measured)]
         worst = found.worst()
         if worst:
             body += ["<h2>Largest relative errors</h2>", _table(worst)]
@@ -77,66 +83,77 @@ def _text(value: object) -> str:
     return escape(printable(str(value)))
 
 
-def _bars(rows: Sequence[tuple[str, int, str]]) -> str:
-    """Horizontal bars: label, length, words at the end."""
+def _bars(title: str, rows: Sequence[tuple[str, int, str]]) -> str:
+    """Horizontal bars under their words: a label, the length, a text at the right."""
     largest = max((size for _, size, _ in rows), default=0) or 1
-    left, room = 150, _WIDTH - 150 - 190
     parts = []
     for index, (label, size, words) in enumerate(rows):
-        top, width = index * _BAR, max(1.0, room * size / largest)
+        top = index * _BAR
         parts.append(
-            f'<text x="{left - 8}" y="{top + 15}" text-anchor="end">{_text(label)}</text>'
-            f'<rect x="{left}" y="{top + 4}" width="{width:.1f}" height="{_BAR - 8}" rx="2"/>'
-            f'<text x="{left + width + 6:.1f}" y="{top + 15}">{_text(words)}</text>'
+            f'<text x="0" y="{top + 14}">{_text(label)}</text>'
+            f'<text x="100%" y="{top + 14}" text-anchor="end">{_text(words)}</text>'
+            f'<rect x="0" y="{top + 19}" width="{max(0.2, 100 * size / largest):.2f}%" height="9" rx="2"/>'
         )
-    return _svg(len(rows) * _BAR, parts)
+    return _svg(title, len(rows) * _BAR, parts)
 
 
-def _dots(entries: Sequence[Entry]) -> str:
-    """Relative error of each tensor over its layer, with a line of the mean squares."""
-    layers = max(entry.layer for entry in entries) + 2
+def _by_layer(entries: Sequence[Entry]) -> str:
+    layers = max(entry.layer for entry in entries) + 1
+    ticks = [((layer + 1.5) / (layers + 1), str(layer)) for layer in range(0, layers, max(1, layers // 12))]
+    ticks.append((0.5 / (layers + 1), "–"))  # outside the layers
+    return _dots("Relative error by layer", entries, lambda entry: (entry.layer + 1.5) / (layers + 1), ticks)
+
+
+def _by_bits(entries: Sequence[Entry]) -> str:
+    most = max(entry.bits_per_weight for entry in entries) or 1.0
+    step = next(step for step in (1, 2, 4, 8, 16, 32) if most <= 8 * step or step == 32)
+    ticks = [(bits / most, str(bits)) for bits in range(0, int(most) + 1, step)]
+    return _dots("Relative error by bits per weight", entries, lambda entry: entry.bits_per_weight / most, ticks)
+
+
+def _dots(
+    title: str, entries: Sequence[Entry], across: Callable[[Entry], float], ticks: Sequence[tuple[float, str]]
+) -> str:
+    """The relative error of each tensor; ``across`` and ``ticks`` give places from 0 to 1 and what to write there."""
     largest = max(entry.relative_error or 0.0 for entry in entries) or 1.0
-    left, height = 56, 220
 
-    def x(layer: int) -> float:
-        return left + (layer + 1.5) * (_WIDTH - left - 8) / layers
+    def x(part: float) -> str:
+        return f"{_LEFT + (98 - _LEFT) * part:.2f}%"
 
     def y(error: float) -> float:
-        return 10 + (height - 40) * (1 - error / largest)
+        return 10 + (_PLOT - 40) * (1 - error / largest)
 
-    parts = [
-        f'<line x1="{left}" y1="{y(part * largest):.1f}" x2="{_WIDTH}" y2="{y(part * largest):.1f}"/>'
-        f'<text x="{left - 6}" y="{y(part * largest) + 4:.1f}" text-anchor="end">{part * largest:.2g}</text>'
-        for part in (0.0, 0.5, 1.0)
-    ]
-    step = max(1, layers // 12)
-    for layer in range(-1, layers - 1, step):
-        label = "other" if layer < 0 else str(layer)
-        parts.append(f'<text x="{x(layer):.1f}" y="{height - 12}" text-anchor="middle">{label}</text>')
+    parts = []
+    for error in (0.0, largest / 2, largest):
+        parts.append(
+            f'<line x1="{_LEFT}%" y1="{y(error):.1f}" x2="100%" y2="{y(error):.1f}"/>'
+            f'<text x="{_LEFT - 1}%" y="{y(error) + 4:.1f}" text-anchor="end">{error:.2g}</text>'
+        )
+    parts += [f'<text x="{x(part)}" y="{_PLOT - 10}" text-anchor="middle">{label}</text>' for part, label in ticks]
     for entry in entries:
         error = entry.relative_error or 0.0
         parts.append(
-            f'<circle cx="{x(entry.layer):.1f}" cy="{y(error):.1f}" r="3" fill-opacity=".6">'
-            f"<title>{_text(entry.name)}: {error:.3g}</title></circle>"
+            f'<circle cx="{x(across(entry))}" cy="{y(error):.1f}" r="3.5" fill-opacity=".6">'
+            f"<title>{_text(entry.name)}: {error:.3g} at {entry.bits_per_weight:.2f} bits</title></circle>"
         )
-    return _svg(height, parts)
+    return _svg(title, _PLOT, parts)
 
 
-def _svg(height: int, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {max(height, 1)}" role="img">{"".join(parts)}</svg>'
+def _svg(title: str, height: int, parts: Sequence[str]) -> str:
+    return f'<svg height="{max(height, 1)}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
 
 
 _COLUMNS: Sequence[tuple[str, bool, Callable[[Entry], str]]] = (
     ("tensor", False, lambda entry: entry.name),
     ("type", False, lambda entry: entry.type),
     ("bits", True, lambda entry: f"{entry.bits_per_weight:.2f}"),
+    ("relative", True, lambda entry: _number(entry.relative_error)),
+    ("SQNR dB", True, lambda entry: "" if entry.sqnr is None else f"{entry.sqnr:.1f}"),
+    ("clipped", True, lambda entry: "" if entry.clipped is None else f"{entry.clipped:.3%}"),
+    ("cosine", True, lambda entry: "" if entry.cosine is None else f"{entry.cosine:.6f}"),
+    ("max", True, lambda entry: _number(entry.max_error)),
     ("bytes", True, lambda entry: f"{entry.nbytes:,}"),
     ("values", False, lambda entry: entry.kind or ""),
-    ("relative", True, lambda entry: _number(entry.relative_error)),
-    ("max", True, lambda entry: _number(entry.max_error)),
-    ("SQNR dB", True, lambda entry: "" if entry.sqnr is None else f"{entry.sqnr:.1f}"),
-    ("cosine", True, lambda entry: "" if entry.cosine is None else f"{entry.cosine:.6f}"),
-    ("clipped", True, lambda entry: "" if entry.clipped is None else f"{entry.clipped:.3%}"),
 )
 
 
