@@ -25,6 +25,30 @@ def unpack(order: str, bits: int, words: Any, columns: int, codes: Any) -> None:
 def pack_codes(order: str, bits: int, codes: Any, columns: int, words: Any) -> None:
     """The reverse of `unpack`; unused bits become zero."""
 
+class PackedLayer:
+    """A weight of packed codes of `bits` bits: words that run `down`, or rows of `row_bytes`."""
+
+    def __init__(
+        self, words: Any, bits: int, rows: int, columns: int, *, down: bool, row_bytes: int, high_first: bool
+    ) -> None: ...
+    def decode(
+        self,
+        op: str,
+        first: int,
+        dtype: str,
+        out: Any,
+        *,
+        group: int,
+        flat: bool,
+        group_of: Any | None,
+        scales: Any,
+        offsets: Any | None,
+        table: Any | None,
+    ) -> None:
+        """Decodes rows from `first` on (`op`: affine, biased, table) with float32 scales and offsets into `out`."""
+    def turn(self, first: int, out: Any) -> None:
+        """Rows from `first` on, whose words run down, as rows of whole words."""
+
 def stream_fill(out: Any, x: float) -> None:
     """Fills a float32 buffer with `x` past the caches: the write limit that benches compare decoders with."""
 

@@ -9,6 +9,7 @@ use subbyte_core::GgmlType;
 use subbyte_core::block::Rows;
 use subbyte_core::ggml::Importance;
 use subbyte_core::kernels::{Kernels, Level};
+use subbyte_core::pack::groups::{Op, Row};
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
@@ -126,6 +127,56 @@ fn check_encode(level: Level) {
     }
 }
 
+/// Packed codes: every operation, width and kind of group, and exchanged rows and columns.
+fn check_packed(level: Level) {
+    let k = Kernels::get(level).unwrap();
+    let scalar = Kernels::get(Level::Scalar).unwrap();
+    let mut r = Random(setting("SUBBYTE_TEST_SEED", 1));
+    let table: [f32; 16] = std::array::from_fn(|_| r.normal());
+    for round in 0..setting("SUBBYTE_TEST_ROUNDS", 40) * 50 {
+        let op = [Op::Affine, Op::Biased, Op::Table][r.below(3)];
+        let bits = if op == Op::Table { 4 } else { 1 + r.below(8) };
+        let n = r.below(300);
+        let group = [1, 16, 32, 24, 64, 1000][r.below(6)];
+        let first = [0, 16 * r.below(20), r.below(200)][r.below(3)];
+        let spare = r.below(40);
+        let words: Vec<u8> = (0..(n * bits).div_ceil(8) + spare).map(|_| r.bits() as u8).collect();
+        let groups = (first + n).div_ceil(group) + r.below(3);
+        let parameters = |r: &mut Random| -> Vec<f32> {
+            (0..groups).map(|_| if r.below(9) == 0 { f32::from_bits(r.bits()) } else { r.normal() }).collect()
+        };
+        let (scales, offsets) = (parameters(&mut r), parameters(&mut r));
+        let row = Row {
+            op,
+            bits,
+            words: &words,
+            high_first: bits == 4 && r.below(2) == 0,
+            first,
+            group,
+            scales: &scales,
+            offsets: &offsets,
+            table: &table,
+        };
+        let mut want = vec![0f32; n];
+        (scalar.decode_row)(&row, &mut want, false);
+        let (mut buffer, skip) = aligned(n + 64);
+        for (offset, stream) in [(skip, false), (skip + r.below(16), false), (skip, true)] {
+            let got = &mut buffer[offset..offset + n];
+            got.fill(0.5);
+            (k.decode_row)(&row, got, stream);
+            let bad =
+                got.iter().zip(&want).position(|(g, w)| g.to_bits() != w.to_bits() && !(g.is_nan() && w.is_nan()));
+            assert_eq!(bad, None, "{op:?} of {bits} bits, round {round}, {level:?}");
+        }
+        let (rows, words, stride) = (r.below(40), r.below(40), 40 + r.below(9));
+        let src: Vec<u8> = (0..4 * stride * words.max(1)).map(|_| r.bits() as u8).collect();
+        let (mut want, mut got) = (vec![0u32; rows * words], vec![1u32; rows * words]);
+        (scalar.turn)(&src, stride, rows, words, &mut want);
+        (k.turn)(&src, stride, rows, words, &mut got);
+        assert_eq!(want, got, "{rows} rows of {words} words, {level:?}");
+    }
+}
+
 /// 16-bit conversions: every f16 and bf16 value, halves between neighbours, and random bits.
 fn check_narrow(level: Level) {
     let k = Kernels::get(level).unwrap();
@@ -176,6 +227,12 @@ macro_rules! stamp {
             fn encode_equals_scalar() {
                 if here() {
                     check_encode($level)
+                }
+            }
+            #[test]
+            fn packed_codes_equal_scalar() {
+                if here() {
+                    check_packed($level)
                 }
             }
             #[test]

@@ -69,6 +69,8 @@ impl BytesMut {
 pub trait Plain {}
 impl Plain for f32 {}
 impl Plain for u16 {}
+impl Plain for u32 {}
+impl Plain for i32 {}
 
 /// The bytes as numbers; NumPy aligns its arrays, other exporters need not.
 pub fn cast<T: Plain>(bytes: &[u8]) -> Result<&[T]> {

@@ -1,8 +1,11 @@
-//! Packings of codes into words.
+//! Packed codes: into bytes and back, decoded with parameters per group, laid out in rows.
 
-use crate::arrays::{Bytes, BytesMut};
+use crate::arrays::{Bytes, BytesMut, cast, cast_mut};
 use crate::errors::to_py;
 use pyo3::prelude::*;
+use subbyte_core::block::rows::Floats;
+use subbyte_core::pack::groups::Op;
+use subbyte_core::pack::layer::{Layer, Parameters};
 use subbyte_core::pack::{self, Order};
 use subbyte_core::{Error, Result};
 
@@ -37,8 +40,108 @@ fn named(order: &str) -> Result<Order> {
     Order::from_name(order).ok_or_else(|| Error::argument(format!("no order of codes is called '{order}'")))
 }
 
+/// A weight of packed codes: `subbyte_core::pack::layer::Layer`.
+#[pyclass(frozen)]
+struct PackedLayer {
+    words: Bytes,
+    bits: usize,
+    down: bool,
+    row_bytes: usize,
+    high_first: bool,
+    rows: usize,
+    columns: usize,
+}
+
+impl PackedLayer {
+    fn layer(&self) -> Layer<'_> {
+        let &PackedLayer { bits, down, row_bytes, high_first, rows, columns, .. } = self;
+        Layer { words: self.words.get(), bits, down, row_bytes, high_first, rows, columns }
+    }
+}
+
+#[pymethods]
+impl PackedLayer {
+    #[new]
+    #[pyo3(signature = (words, bits, rows, columns, *, down, row_bytes, high_first))]
+    fn new(
+        words: Bytes,
+        bits: usize,
+        rows: usize,
+        columns: usize,
+        down: bool,
+        row_bytes: usize,
+        high_first: bool,
+    ) -> PyResult<Self> {
+        let made = PackedLayer { words, bits, down, row_bytes, high_first, rows, columns };
+        made.layer().check().map_err(to_py)?;
+        Ok(made)
+    }
+
+    /// Decodes rows from `first` on into `out`, with float32 scales and offsets.
+    #[pyo3(signature = (op, first, dtype, out, *, group, flat, group_of, scales, offsets, table))]
+    #[expect(clippy::too_many_arguments, reason = "the one call that Python makes, all plain values")]
+    fn decode(
+        &self,
+        py: Python<'_>,
+        op: &str,
+        first: usize,
+        dtype: &str,
+        mut out: BytesMut,
+        group: usize,
+        flat: bool,
+        group_of: Option<Bytes>,
+        scales: Bytes,
+        offsets: Option<Bytes>,
+        table: Option<Bytes>,
+    ) -> PyResult<()> {
+        let run = || -> Result<()> {
+            let op =
+                Op::from_name(op).ok_or_else(|| Error::argument(format!("no operation on codes is called '{op}'")))?;
+            let layer = self.layer();
+            let out = out.get(&[layer.words, scales.get()])?;
+            let group_of = group_of.as_ref().map(|g| cast(g.get())).transpose()?;
+            let offsets: &[f32] = offsets.as_ref().map(|o| cast(o.get())).transpose()?.unwrap_or(&[]);
+            let mut values = [0f32; 16];
+            if let Some(table) = &table {
+                let table: &[f32] = cast(table.get())?;
+                let n = table.len();
+                values =
+                    table.try_into().map_err(|_| Error::argument(format!("a table of {n} values: expected 16")))?;
+            }
+            let scales = cast(scales.get())?;
+            let parameters = Parameters { op, group, flat, group_of, scales, offsets, table: &values };
+            let elements = match dtype {
+                "float32" => out.len() / 4,
+                _ => out.len() / 2,
+            };
+            let rows = first..first.saturating_add(elements / layer.columns.max(1));
+            let floats = match dtype {
+                "float32" => Floats::F32(cast_mut(out)?),
+                "float16" => Floats::F16(cast_mut(out)?),
+                "bfloat16" => Floats::Bf16(cast_mut(out)?),
+                _ => return Err(Error::argument(format!("dtype '{dtype}': expected float32, float16 or bfloat16"))),
+            };
+            layer.decode(&parameters, rows, floats)
+        };
+        py.detach(run).map_err(to_py)
+    }
+
+    /// The codes of rows from `first` on, whose words run down, as rows of whole words.
+    fn turn(&self, py: Python<'_>, first: usize, mut out: BytesMut) -> PyResult<()> {
+        py.detach(|| {
+            let layer = self.layer();
+            let row = (layer.columns * layer.bits).div_ceil(32).max(1);
+            let out = out.get(&[layer.words])?;
+            let rows = first..first.saturating_add(out.len() / 4 / row);
+            layer.turn(rows, cast_mut(out)?)
+        })
+        .map_err(to_py)
+    }
+}
+
 /// Adds the functions of this file to the module.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<PackedLayer>()?;
     m.add_function(wrap_pyfunction!(unpack, m)?)?;
     m.add_function(wrap_pyfunction!(pack_codes, m)?)
 }

@@ -18,6 +18,7 @@ pub mod neon;
 
 use crate::block::{self, Rows};
 use crate::ggml::GgmlType;
+use crate::pack::groups::Row as PackedRow;
 use std::sync::OnceLock;
 
 /// A set of instructions that kernels are built for, lowest first.
@@ -102,6 +103,11 @@ pub struct Kernels {
     pub to_bf16: fn(src: &[f32], dst: &mut [u16]),
     /// Index of the first value that is NaN or infinite.
     pub first_non_finite: fn(src: &[f32]) -> Option<usize>,
+    /// [`crate::pack::groups::Row::decode`] of a whole row. With `stream`, stores bypass the caches where `dst` is 64-byte
+    /// aligned, and [`fence`] has to follow.
+    pub decode_row: fn(row: &PackedRow<'_>, dst: &mut [f32], stream: bool),
+    /// Exchanges rows and columns of words: `dst[r * n + w]` = word `w * stride + r` of `src`, for `rows` rows.
+    pub turn: fn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &mut [u32]),
     /// Writes `x` everywhere past the caches: the write limit that benches compare decoders with.
     pub stream_fill: fn(dst: &mut [f32], x: f32),
 }
@@ -226,8 +232,31 @@ static SCALAR: Kernels = Kernels {
     to_f16: |src, dst| src.iter().zip(dst).for_each(|(x, h)| *h = crate::float::f32_to_f16(*x)),
     to_bf16: |src, dst| src.iter().zip(dst).for_each(|(x, h)| *h = crate::float::f32_to_bf16(*x)),
     first_non_finite: |src| src.iter().position(|x| !x.is_finite()),
+    decode_row: |row, dst, _| {
+        row.check(dst.len());
+        row.decode(0, dst);
+    },
+    turn: |src, stride, rows, n, dst| {
+        check_turn(src, stride, rows, n, dst);
+        for r in 0..rows {
+            for w in 0..n {
+                let at = 4 * (w * stride + r);
+                dst[r * n + w] = u32::from_ne_bytes([src[at], src[at + 1], src[at + 2], src[at + 3]]);
+            }
+        }
+    },
     stream_fill: |dst, x| dst.fill(x),
 };
+
+fn check_turn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &[u32]) {
+    assert!(dst.len() == rows * n && rows <= stride);
+    assert!(dst.is_empty() || src.len() >= 4 * ((n - 1) * stride + rows));
+}
+
+/// Orders streaming stores before whatever follows.
+pub(crate) fn fence() {
+    generic::fence();
+}
 
 /// Defines the table `$name` of a SIMD level: every generic kernel compiled with the level's target features.
 #[allow(unused_macros)]
@@ -293,6 +322,28 @@ macro_rules! level {
                 // SAFETY: as above.
                 unsafe { run(src) }
             }
+            fn decode_row(row: &PackedRow<'_>, dst: &mut [f32], stream: bool) {
+                #[target_feature(enable = $features)]
+                unsafe fn cached(row: &PackedRow<'_>, dst: &mut [f32]) {
+                    unsafe { generic::packed::decode_row::<$simd, false>(row, dst) }
+                }
+                #[target_feature(enable = $features)]
+                unsafe fn streamed(row: &PackedRow<'_>, dst: &mut [f32]) {
+                    unsafe { generic::packed::decode_row::<$simd, true>(row, dst) }
+                }
+                row.check(dst.len());
+                // SAFETY: as above.
+                unsafe { if stream && dst.as_ptr().addr() % 64 == 0 { streamed(row, dst) } else { cached(row, dst) } }
+            }
+            fn turn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &mut [u32]) {
+                #[target_feature(enable = $features)]
+                unsafe fn run(src: &[u8], stride: usize, rows: usize, n: usize, dst: &mut [u32]) {
+                    unsafe { generic::packed::turn::<$simd>(src.as_ptr(), stride, rows, n, dst.as_mut_ptr()) }
+                }
+                check_turn(src, stride, rows, n, dst);
+                // SAFETY: as above; source and destination hold the words.
+                unsafe { run(src, stride, rows, n, dst) }
+            }
             fn stream_fill(dst: &mut [f32], x: f32) {
                 #[target_feature(enable = $features)]
                 unsafe fn run(dst: &mut [f32], x: f32) {
@@ -302,7 +353,16 @@ macro_rules! level {
                 unsafe { run(dst, x) }
                 generic::fence();
             }
-            Kernels { level: Level::$level, block: formats!(entry), to_f16, to_bf16, first_non_finite, stream_fill }
+            Kernels {
+                level: Level::$level,
+                block: formats!(entry),
+                to_f16,
+                to_bf16,
+                first_non_finite,
+                decode_row,
+                turn,
+                stream_fill,
+            }
         };
     };
 }

@@ -129,6 +129,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
+    /// Eight codes of `bits` bits, the lowest first, into the bytes of a word; `mask` has their bits set in every byte.
+    #[inline(always)]
+    unsafe fn deposit(x: u64, bits: u32, mask: u64) -> u64 {
+        let one = mask & 0xFF;
+        let mut word = 0;
+        for i in 0..8 {
+            word |= (x >> (i * bits) & one) << (8 * i);
+        }
+        word
+    }
     /// Four floats, repeated.
     #[inline(always)]
     unsafe fn splat4(p: *const f32) -> Self::F {

@@ -10,6 +10,9 @@
 //! * [`Order::Planar`]: 32 codes become `bits` words: the planes of bits of widths that divide 32, low plane first, each
 //!   plane in `Aligned` order (GPTQ `gptq_p`).
 
+pub mod groups;
+pub mod layer;
+
 use crate::{Error, Result};
 
 /// How codes lie in words.

@@ -119,6 +119,7 @@ impl Simd for Avx2 {
     type M = M;
     const DIV_APPROX_ERROR: f32 = 1.0 / 2048.0;
 
+    #[inline(always)] unsafe fn deposit(x: u64, _: u32, mask: u64) -> u64 { unsafe { _pdep_u64(x, mask) } }
     #[inline(always)] unsafe fn splat(x: f32) -> F { unsafe { [_mm256_set1_ps(x); 2] } }
     #[inline(always)] unsafe fn load(p: *const f32) -> F { unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] } }
     #[inline(always)] unsafe fn store(p: *mut f32, v: F) { unsafe { _mm256_storeu_ps(p, v[0]); _mm256_storeu_ps(p.add(8), v[1]); } }

@@ -25,6 +25,7 @@ impl Simd for Avx512 {
     const DIV_APPROX_ERROR: f32 = 1.0 / 8192.0;
     const FAST_LOOKUP: bool = true;
 
+    #[inline(always)] unsafe fn deposit(x: u64, _: u32, mask: u64) -> u64 { unsafe { _pdep_u64(x, mask) } }
     #[inline(always)] unsafe fn splat(x: f32) -> __m512 { unsafe { _mm512_set1_ps(x) } }
     #[inline(always)] unsafe fn load(p: *const f32) -> __m512 { unsafe { _mm512_loadu_ps(p) } }
     #[inline(always)] unsafe fn store(p: *mut f32, v: __m512) { unsafe { _mm512_storeu_ps(p, v) } }

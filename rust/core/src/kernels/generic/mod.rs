@@ -18,6 +18,7 @@ pub mod kquant_encode;
 pub mod kquant_encode_signed;
 pub mod legacy;
 pub mod microfloat;
+pub mod packed;
 pub mod search;
 pub mod ternary;
 
