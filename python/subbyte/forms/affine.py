@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subbyte.errors import FormatError, UnsupportedError
-from subbyte.forms.base import Form
+from subbyte.forms.base import Form, Native
 from subbyte.forms.codes import Codes
 from subbyte.planes import Plane, float_plane, rounded
 
@@ -120,6 +120,14 @@ class Affine(Form):
         zeros = self.zeros[rows]
         wide = zeros[:, self.group_of] if self.group_of is not None else np.repeat(zeros, self.group_size, axis=1)
         return codes - wide[:, : self.columns]
+
+    def native(self, kind: str) -> Native | None:
+        codes = self.codes.native()
+        if codes is None:
+            return None
+        scales = self.scales.float32()
+        zeros = np.broadcast_to(np.asarray(self.zeros, np.float32), scales.shape)
+        return Native(codes, self.columns, "affine", self.group_size, scales, zeros, group_of=self.group_of)
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         scales = self._columns(Plane(self.scales.data[rows], self.scales.kind).float32())

@@ -77,6 +77,10 @@ class Codes(ABC):
         """The codes of a range of rows in ``stream`` order: uint32, shape (rows, words of a row)."""
         return pack("stream", self.bits, self.unpack(rows))
 
+    def native(self) -> _native.PackedLayer | None:
+        """The codes as the extension decodes them without unpacking; None where it cannot."""
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class PackedCodes(Codes):
@@ -104,14 +108,35 @@ class PackedCodes(Codes):
             )
 
     def _words(self, rows: slice) -> Array:
-        return np.ascontiguousarray(self.words[:, rows].T) if self.down else self.words[rows]
+        if not self.down:
+            return self.words[rows]
+        start, stop, _ = rows.indices(self.shape[0])
+        out = np.empty((max(stop - start, 0), self.words.shape[0]), np.uint32)
+        if out.size:
+            self._layer("words").turn(start, out.view(np.uint8).reshape(-1))
+        return out
+
+    def _layer(self, order: str) -> _native.PackedLayer:
+        words = np.ascontiguousarray(self.words)
+        bits, columns = (self.bits, self.shape[1]) if order == "stream" else (8, 4 * self.words.shape[1 - self.down])
+        row_bytes = 0 if self.down else 4 * words.shape[1]
+        flat = words.view(np.uint8).reshape(-1)
+        return _native.PackedLayer(
+            flat, bits, self.shape[0], columns, down=self.down, row_bytes=row_bytes, high_first=False
+        )
+
+    def native(self) -> _native.PackedLayer | None:
+        return self._layer("stream") if self._streams else None
+
+    @property
+    def _streams(self) -> bool:
+        return self.order == "stream" or (self.order == "aligned" and 8 % self.bits == 0)
 
     def unpack(self, rows: slice = slice(None)) -> CodeArray:
         return unpack(self.order, self.bits, self._words(rows), self.shape[1])
 
     def stream(self, rows: slice = slice(None)) -> NDArray[np.uint32]:
-        same = self.order == "stream" or self.bits in (1, 2, 4, 8)
-        if not same or self.shape[1] * self.bits % 32:
+        if not self._streams or self.shape[1] * self.bits % 32:
             return super().stream(rows)  # bits after the end of a row may hold anything
         return self._words(rows).view(np.uint32)
 

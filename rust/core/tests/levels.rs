@@ -168,6 +168,20 @@ fn check_packed(level: Level) {
                 got.iter().zip(&want).position(|(g, w)| g.to_bits() != w.to_bits() && !(g.is_nan() && w.is_nan()));
             assert_eq!(bad, None, "{op:?} of {bits} bits, round {round}, {level:?}");
         }
+        type Narrow = fn(&Row<'_>, &mut [u16], bool);
+        let narrow: [(Narrow, Narrow); 2] =
+            [(scalar.decode_row_f16, k.decode_row_f16), (scalar.decode_row_bf16, k.decode_row_bf16)];
+        for (reference, kernel) in narrow {
+            let mut want = vec![0u16; n];
+            reference(&row, &mut want, false);
+            let mut buffer = vec![0u16; n + 96];
+            let skip = buffer.as_ptr().align_offset(64);
+            for (offset, stream) in [(skip, true), (skip + r.below(32), r.below(2) == 0)] {
+                let got = &mut buffer[offset..offset + n];
+                kernel(&row, got, stream);
+                assert_eq!(want, got, "{op:?} of {bits} bits to 16, round {round}, {level:?}");
+            }
+        }
         let (rows, words, stride) = (r.below(40), r.below(40), 40 + r.below(9));
         let src: Vec<u8> = (0..4 * stride * words.max(1)).map(|_| r.bits() as u8).collect();
         let (mut want, mut got) = (vec![0u32; rows * words], vec![1u32; rows * words]);

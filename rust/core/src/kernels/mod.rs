@@ -106,6 +106,10 @@ pub struct Kernels {
     /// [`crate::pack::groups::Row::decode`] of a whole row. With `stream`, stores bypass the caches where `dst` is 64-byte
     /// aligned, and [`fence`] has to follow.
     pub decode_row: fn(row: &PackedRow<'_>, dst: &mut [f32], stream: bool),
+    /// `decode_row`, rounded to f16 bits.
+    pub decode_row_f16: fn(row: &PackedRow<'_>, dst: &mut [u16], stream: bool),
+    /// `decode_row`, rounded to bf16 bits.
+    pub decode_row_bf16: fn(row: &PackedRow<'_>, dst: &mut [u16], stream: bool),
     /// Exchanges rows and columns of words: `dst[r * n + w]` = word `w * stride + r` of `src`, for `rows` rows.
     pub turn: fn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &mut [u32]),
     /// Writes `x` everywhere past the caches: the write limit that benches compare decoders with.
@@ -236,6 +240,8 @@ static SCALAR: Kernels = Kernels {
         row.check(dst.len());
         row.decode(0, dst);
     },
+    decode_row_f16: |row, dst, _| narrow_row(row, dst, crate::float::f32_to_f16),
+    decode_row_bf16: |row, dst, _| narrow_row(row, dst, crate::float::f32_to_bf16),
     turn: |src, stride, rows, n, dst| {
         check_turn(src, stride, rows, n, dst);
         for r in 0..rows {
@@ -247,6 +253,13 @@ static SCALAR: Kernels = Kernels {
     },
     stream_fill: |dst, x| dst.fill(x),
 };
+
+fn narrow_row(row: &PackedRow<'_>, dst: &mut [u16], narrow: fn(f32) -> u16) {
+    row.check(dst.len());
+    let mut wide = vec![0f32; dst.len()];
+    row.decode(0, &mut wide);
+    dst.iter_mut().zip(wide).for_each(|(to, x)| *to = narrow(x));
+}
 
 fn check_turn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &[u32]) {
     assert!(dst.len() == rows * n && rows <= stride);
@@ -335,6 +348,31 @@ macro_rules! level {
                 // SAFETY: as above.
                 unsafe { if stream && dst.as_ptr().addr() % 64 == 0 { streamed(row, dst) } else { cached(row, dst) } }
             }
+            fn decode_row_f16(row: &PackedRow<'_>, dst: &mut [u16], stream: bool) {
+                narrowed::<true>(row, dst, stream)
+            }
+            fn decode_row_bf16(row: &PackedRow<'_>, dst: &mut [u16], stream: bool) {
+                narrowed::<false>(row, dst, stream)
+            }
+            fn narrowed<const F16: bool>(row: &PackedRow<'_>, dst: &mut [u16], stream: bool) {
+                #[target_feature(enable = $features)]
+                unsafe fn cached<const F16: bool>(row: &PackedRow<'_>, dst: &mut [u16]) {
+                    unsafe { generic::packed::decode_row16::<$simd, F16, false>(row, dst) }
+                }
+                #[target_feature(enable = $features)]
+                unsafe fn streamed<const F16: bool>(row: &PackedRow<'_>, dst: &mut [u16]) {
+                    unsafe { generic::packed::decode_row16::<$simd, F16, true>(row, dst) }
+                }
+                row.check(dst.len());
+                // SAFETY: as above.
+                unsafe {
+                    if stream && dst.as_ptr().addr() % 64 == 0 {
+                        streamed::<F16>(row, dst)
+                    } else {
+                        cached::<F16>(row, dst)
+                    }
+                }
+            }
             fn turn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &mut [u32]) {
                 #[target_feature(enable = $features)]
                 unsafe fn run(src: &[u8], stride: usize, rows: usize, n: usize, dst: &mut [u32]) {
@@ -360,6 +398,8 @@ macro_rules! level {
                 to_bf16,
                 first_non_finite,
                 decode_row,
+                decode_row_f16,
+                decode_row_bf16,
                 turn,
                 stream_fill,
             }

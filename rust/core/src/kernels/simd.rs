@@ -139,6 +139,29 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         word
     }
+    /// The entries of a table of 16 for 32 codes below 16, the lowest first; with `STREAM`, to an aligned `out` past the
+    /// caches.
+    #[inline(always)]
+    unsafe fn pick16<const STREAM: bool>(table: &[u16; 16], codes: [u64; 4], out: *mut u16) {
+        for (i, codes) in codes.iter().enumerate() {
+            for k in 0..8 {
+                let code = (codes >> (8 * k)) as usize & 15;
+                unsafe { out.add(8 * i + k).write_unaligned(table[code]) };
+            }
+        }
+    }
+    /// `pick16` of the 32 nibbles at `p`; of each byte the low one comes first, or the high one.
+    #[inline(always)]
+    unsafe fn pick_nibbles<const STREAM: bool>(table: &[u16; 16], p: *const u8, high_first: bool, out: *mut u16) {
+        const LOW: u64 = 0x0F0F_0F0F_0F0F_0F0F;
+        let mut codes = [0u64; 4];
+        for (i, codes) in codes.iter_mut().enumerate() {
+            let four = u64::from(u32::from_le(unsafe { p.add(4 * i).cast::<u32>().read_unaligned() }));
+            let four = if high_first { (four & LOW) << 4 | four >> 4 & LOW } else { four };
+            *codes = unsafe { Self::deposit(four, 4, LOW) };
+        }
+        unsafe { Self::pick16::<STREAM>(table, codes, out) }
+    }
     /// Four floats, repeated.
     #[inline(always)]
     unsafe fn splat4(p: *const f32) -> Self::F {

@@ -136,43 +136,30 @@ impl<'a> Layer<'a> {
     ) -> Result<()> {
         self.check()?;
         parameters.check(self)?;
-        let per_task = ROWS * self.columns;
         match dst {
-            Floats::F32(dst) => {
-                self.check_rows(&rows, dst.len(), self.columns)?;
-                let stream = std::mem::size_of_val(dst) >= STREAM_BYTES;
-                run(dst, per_task, |task, dst| {
-                    self.task(k, parameters, rows.start + task * ROWS, dst.len(), |row, at, line| {
-                        let from = row * self.columns + at;
-                        let n = COLUMNS.min(self.columns - at);
-                        (k.decode_row)(line, &mut dst[from..from + n], stream);
-                    });
-                    kernels::fence();
-                });
-            }
-            Floats::F16(dst) => self.narrow(k, k.to_f16, parameters, rows, dst)?,
-            Floats::Bf16(dst) => self.narrow(k, k.to_bf16, parameters, rows, dst)?,
+            Floats::F32(dst) => self.rows(k, parameters, rows, dst, k.decode_row),
+            Floats::F16(dst) => self.rows(k, parameters, rows, dst, k.decode_row_f16),
+            Floats::Bf16(dst) => self.rows(k, parameters, rows, dst, k.decode_row_bf16),
         }
-        Ok(())
     }
 
-    fn narrow(
+    fn rows<T: Send>(
         &self,
         k: &Kernels,
-        narrow: fn(&[f32], &mut [u16]),
         parameters: &Parameters<'_>,
         rows: Range<usize>,
-        dst: &mut [u16],
+        dst: &mut [T],
+        decode: fn(&Row<'_>, &mut [T], bool),
     ) -> Result<()> {
         self.check_rows(&rows, dst.len(), self.columns)?;
+        let stream = std::mem::size_of_val(dst) >= STREAM_BYTES;
         run(dst, ROWS * self.columns, |task, dst| {
-            let mut tile = [0f32; COLUMNS];
             self.task(k, parameters, rows.start + task * ROWS, dst.len(), |row, at, line| {
                 let from = row * self.columns + at;
                 let n = COLUMNS.min(self.columns - at);
-                (k.decode_row)(line, &mut tile[..n], false);
-                narrow(&tile[..n], &mut dst[from..from + n]);
+                decode(line, &mut dst[from..from + n], stream);
             });
+            kernels::fence();
         });
         Ok(())
     }

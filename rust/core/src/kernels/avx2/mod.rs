@@ -120,6 +120,23 @@ impl Simd for Avx2 {
     const DIV_APPROX_ERROR: f32 = 1.0 / 2048.0;
 
     #[inline(always)] unsafe fn deposit(x: u64, _: u32, mask: u64) -> u64 { unsafe { _pdep_u64(x, mask) } }
+    #[inline(always)]
+    unsafe fn pick16<const STREAM: bool>(table: &[u16; 16], c: [u64; 4], out: *mut u16) {
+        unsafe {
+            // Low bytes of the 16 entries in one table, high bytes in the other.
+            let t = _mm256_loadu_si256(table.as_ptr().cast());
+            let apart = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+            let t = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(t, apart));
+            let low = _mm256_broadcastsi128_si256(_mm256_castsi256_si128(t));
+            let high = _mm256_broadcastsi128_si256(_mm256_extracti128_si256::<1>(t));
+            let codes = _mm256_set_epi64x(c[3] as i64, c[1] as i64, c[2] as i64, c[0] as i64);
+            let (low, high) = (_mm256_shuffle_epi8(low, codes), _mm256_shuffle_epi8(high, codes));
+            for (i, v) in [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)].into_iter().enumerate() {
+                let out = out.add(16 * i).cast();
+                if STREAM { _mm256_stream_si256(out, v) } else { _mm256_storeu_si256(out, v) }
+            }
+        }
+    }
     #[inline(always)] unsafe fn splat(x: f32) -> F { unsafe { [_mm256_set1_ps(x); 2] } }
     #[inline(always)] unsafe fn load(p: *const f32) -> F { unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] } }
     #[inline(always)] unsafe fn store(p: *mut f32, v: F) { unsafe { _mm256_storeu_ps(p, v[0]); _mm256_storeu_ps(p.add(8), v[1]); } }

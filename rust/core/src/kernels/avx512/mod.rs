@@ -26,6 +26,30 @@ impl Simd for Avx512 {
     const FAST_LOOKUP: bool = true;
 
     #[inline(always)] unsafe fn deposit(x: u64, _: u32, mask: u64) -> u64 { unsafe { _pdep_u64(x, mask) } }
+    #[inline(always)]
+    unsafe fn pick16<const STREAM: bool>(table: &[u16; 16], c: [u64; 4], out: *mut u16) {
+        unsafe {
+            let table = _mm512_castsi256_si512(_mm256_loadu_si256(table.as_ptr().cast()));
+            let codes = _mm256_set_epi64x(c[3] as i64, c[2] as i64, c[1] as i64, c[0] as i64);
+            let values = _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(codes), table);
+            if STREAM { _mm512_stream_si512(out.cast(), values) } else { _mm512_storeu_si512(out.cast(), values) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn pick_nibbles<const STREAM: bool>(table: &[u16; 16], p: *const u8, high_first: bool, out: *mut u16) {
+        unsafe {
+            // Only the low five bits of an index count, and both halves of the table are equal: no masks are needed.
+            let table = _mm512_broadcast_i64x4(_mm256_loadu_si256(table.as_ptr().cast()));
+            let b = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            let codes = if high_first {
+                _mm512_or_si512(_mm512_srli_epi32::<4>(b), _mm512_slli_epi32::<16>(b))
+            } else {
+                _mm512_or_si512(b, _mm512_slli_epi32::<12>(b))
+            };
+            let values = _mm512_permutexvar_epi16(codes, table);
+            if STREAM { _mm512_stream_si512(out.cast(), values) } else { _mm512_storeu_si512(out.cast(), values) }
+        }
+    }
     #[inline(always)] unsafe fn splat(x: f32) -> __m512 { unsafe { _mm512_set1_ps(x) } }
     #[inline(always)] unsafe fn load(p: *const f32) -> __m512 { unsafe { _mm512_loadu_ps(p) } }
     #[inline(always)] unsafe fn store(p: *mut f32, v: __m512) { unsafe { _mm512_storeu_ps(p, v) } }

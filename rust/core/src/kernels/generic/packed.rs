@@ -1,5 +1,6 @@
 //! Vector kernels of packed codes: decoding with parameters per group, and exchanging rows and columns of words.
 
+use crate::kernels::generic::convert;
 use crate::kernels::simd::{LANES, Simd};
 use crate::pack::groups::{Op, Row};
 
@@ -64,6 +65,7 @@ unsafe fn run<S: Simd, const STREAM: bool, const EACH: bool, const OP: u8>(row: 
                     offset = S::splat(*row.offsets.get_unchecked(group));
                 }
             }
+            let mut at = row.words.as_ptr().add((done / 8).wrapping_mul(bits));
             while done < until {
                 if EACH {
                     scale = S::load(row.scales.as_ptr().add(row.first.wrapping_add(done)));
@@ -71,8 +73,8 @@ unsafe fn run<S: Simd, const STREAM: bool, const EACH: bool, const OP: u8>(row: 
                         offset = S::load(row.offsets.as_ptr().add(row.first.wrapping_add(done)));
                     }
                 }
-                let at = row.words.as_ptr().add(done / 8 * bits);
                 let codes = codes16::<S>(at, bits, mask, row.high_first);
+                at = at.wrapping_add(bits.wrapping_mul(2));
                 let value = match OP {
                     0 => S::mul(S::sub(S::widen8(codes), offset), scale),
                     1 => S::add(S::mul(S::widen8(codes), scale), offset),
@@ -86,21 +88,105 @@ unsafe fn run<S: Simd, const STREAM: bool, const EACH: bool, const OP: u8>(row: 
     row.decode(done, &mut out[done..]);
 }
 
+/// Decodes the row and rounds to f16 or bf16. `row.check(out.len())` has passed.
+#[inline(always)]
+pub unsafe fn decode_row16<S: Simd, const F16: bool, const STREAM: bool>(row: &Row<'_>, out: &mut [u16]) {
+    const TILE: usize = 256;
+    let single = row.first / row.group == (row.first + out.len().max(1) - 1) / row.group;
+    let whole = row.group % 32 == 0 && row.first % 32 == 0;
+    unsafe {
+        if row.bits <= 4 && row.group >= 32 && (single || whole) {
+            return by_table::<S, F16, STREAM>(row, out);
+        }
+        let mut tile = [0f32; TILE];
+        for (i, out) in out.chunks_mut(TILE).enumerate() {
+            let tile = &mut tile[..out.len()];
+            // A tile is a whole number of bytes of codes.
+            let part = Row { words: &row.words[i * TILE / 8 * row.bits..], first: row.first + i * TILE, ..*row };
+            decode_row::<S, false>(&part, tile);
+            if F16 {
+                convert::to_f16::<S>(tile, out);
+            } else {
+                convert::to_bf16::<S>(tile, out);
+            }
+        }
+    }
+}
+
+/// Codes of up to 4 bits in groups of whole 32s: the few values that a group can have are rounded once.
+#[inline(always)]
+unsafe fn by_table<S: Simd, const F16: bool, const STREAM: bool>(row: &Row<'_>, out: &mut [u16]) {
+    let bits = row.bits;
+    let mask = ((1u64 << bits) - 1) * 0x0101_0101_0101_0101;
+    // All four reads of 8 bytes stay inside the row.
+    let reads = 3 * bits + 8;
+    let safe = if row.words.len() < reads { 0 } else { (row.words.len() - reads) / (4 * bits) * 32 + 32 };
+    let whole = (out.len() / 32 * 32).min(safe);
+    let mut done = 0;
+    unsafe {
+        let codes = S::iload([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15].as_ptr());
+        let codes = S::to_f(codes);
+        while done < whole {
+            let group = (row.first + done) / row.group;
+            let until = whole.min((group + 1).saturating_mul(row.group) - row.first);
+            let scale = S::splat(*row.scales.get_unchecked(group));
+            let values = match row.op {
+                Op::Affine => S::mul(S::sub(codes, S::splat(*row.offsets.get_unchecked(group))), scale),
+                Op::Biased => S::add(S::mul(codes, scale), S::splat(*row.offsets.get_unchecked(group))),
+                Op::Table => S::mul(S::load(row.table.as_ptr()), scale),
+            };
+            let (mut wide, mut table) = ([0f32; LANES], [0u16; LANES]);
+            S::store(wide.as_mut_ptr(), values);
+            if F16 {
+                convert::write_f16::<S>(&wide, table.as_mut_ptr());
+            } else {
+                convert::write_bf16::<S>(&wide, table.as_mut_ptr());
+            }
+            let mut at = row.words.as_ptr().add((done / 8).wrapping_mul(bits));
+            while bits == 4 && done < until {
+                S::pick_nibbles::<STREAM>(&table, at, row.high_first, out.as_mut_ptr().add(done));
+                at = at.wrapping_add(16);
+                done = done.wrapping_add(32);
+            }
+            while done < until {
+                let low = codes16::<S>(at, bits, mask, row.high_first);
+                let high = codes16::<S>(at.wrapping_add(bits.wrapping_mul(2)), bits, mask, row.high_first);
+                S::pick16::<STREAM>(&table, [low[0], low[1], high[0], high[1]], out.as_mut_ptr().add(done));
+                at = at.wrapping_add(bits.wrapping_mul(4));
+                done = done.wrapping_add(32);
+            }
+        }
+        let mut tail = [0f32; 32];
+        while done < out.len() {
+            let n = 32.min(out.len() - done);
+            row.decode(done, &mut tail[..n]);
+            let to = out.as_mut_ptr().add(done);
+            if F16 {
+                convert::write_f16::<S>(&tail[..n], to);
+            } else {
+                convert::write_bf16::<S>(&tail[..n], to);
+            }
+            done += n;
+        }
+    }
+}
+
 /// `dst[r * n + w] = src[w * stride + r]` for `r < rows`, `w < n`, in words of 32 bits.
 #[inline(always)]
 pub unsafe fn turn<S: Simd>(src: *const u8, stride: usize, rows: usize, n: usize, dst: *mut u32) {
-    let word = |w: usize, r: usize| src.wrapping_add(4 * (w * stride + r)).cast::<u32>();
+    let word =
+        |w: usize, r: usize| src.wrapping_add(w.wrapping_mul(stride).wrapping_add(r).wrapping_mul(4)).cast::<u32>();
     let (whole_rows, whole_words) = (rows / LANES * LANES, n / LANES * LANES);
     unsafe {
-        for r in (0..whole_rows).step_by(LANES) {
-            for w in (0..whole_words).step_by(LANES) {
+        for w in (0..whole_words).step_by(LANES) {
+            for r in (0..whole_rows).step_by(LANES) {
                 let mut v = [S::splat(0.0); LANES];
                 for (i, v) in v.iter_mut().enumerate() {
                     *v = S::load(word(w + i, r).cast());
                 }
                 S::transpose(&mut v);
                 for (i, v) in v.iter().enumerate() {
-                    S::store(dst.add((r + i) * n + w).cast(), *v);
+                    S::store(dst.add((r + i).wrapping_mul(n).wrapping_add(w)).cast(), *v);
                 }
             }
         }
