@@ -81,4 +81,5 @@ def test_blocks():
     x = np.array([[1, -3, 0, 0], [0.5, 0.25, -8, 8]], np.float32)
     maxima = microfloat.block_maxima(x, 2)
     assert maxima.tolist() == [[3, 0], [0.5, 8]]
+    assert microfloat.divide_blocks(x, np.zeros((2, 1), np.float32)).tolist() == [[0] * 4] * 2
     assert microfloat.divide_blocks(x, maxima).tolist() == [[np.float32(1 / 3), -1, 0, 0], [1, 0.5, -1, 1]]

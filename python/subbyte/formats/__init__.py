@@ -30,6 +30,7 @@ _MODULES = {
     "fp8": "float.fp8",
     "gptq": "integer.gptq",
     "hqq": "integer.hqq",
+    "mlx": "integer.mlx",
     "modelopt": "float.modelopt",
     "mxfp4": "float.mxfp4",
 }

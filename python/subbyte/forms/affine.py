@@ -107,6 +107,27 @@ class Affine(Form):
             raise UnsupportedError(f"a scale of type {self.scales.kind} is no {kind} number")
         return replace(self, scales=scales)
 
+    def biased(self, kind: str | None = None) -> Biased:
+        """The same weight with biases -zero * scale.
+
+        Args:
+            kind: type of scales and biases; that of the scales if None.
+
+        Raises:
+            UnsupportedError: a bias or scale does not fit the type exactly, or columns are not in order.
+        """
+        kind = kind or self.scales.kind
+        scales = self.scales.float32()
+        with np.errstate(all="ignore"):
+            biases = scales * -np.asarray(self.zeros, np.float32)
+        if self.group_of is not None:
+            raise UnsupportedError("groups are not in the order of the columns (act-order)")
+        exact = scales.astype(np.float64) * -np.asarray(self.zeros, np.float64)
+        found_scales, found_biases = float_plane(scales, kind), float_plane(biases, kind)
+        if np.any(found_scales.float32() != scales) or np.any(found_biases.float32() != exact):
+            raise UnsupportedError(f"a scale or bias cannot be stored as {kind} without rounding")
+        return Biased(self.shape, self.codes, found_scales, found_biases, self.group_size)
+
     def _columns(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.group_of is not None:
             return values[:, self.group_of]

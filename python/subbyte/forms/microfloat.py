@@ -95,7 +95,7 @@ def e8m0_scales(maxima: NDArray[np.float32], element: str, rule: str, kind: str 
     """
     top = np.float32(LARGEST[element])
     if rule == "ceil":
-        exponent = ceil_log2(maxima / top if kind is None else rounded(maxima / top, kind), kind)
+        exponent = ceil_log2(maxima / top, kind)
     elif rule in ("floor", "nearest"):
         fraction, power = np.frexp(maxima)
         exponent = power - 1 - np.floor(np.log2(top))
@@ -131,10 +131,10 @@ def block_maxima(values: NDArray[np.float32], block: int) -> NDArray[np.float32]
 
 
 def divide_blocks(values: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows divided by the scales of their blocks, (rows, blocks); 0 where both are 0."""
+    """Rows divided by the scales of their blocks, (rows, blocks); 0 where the scale is 0."""
     rows, columns = values.shape
     blocks = scales.shape[1]
     with np.errstate(all="ignore"):
         quotients = values.reshape(rows, blocks, columns // max(blocks, 1)) / scales[:, :, None]
-    quotients[np.isnan(quotients)] = 0
+    quotients[scales == 0] = 0
     return quotients.reshape(rows, columns)
