@@ -194,6 +194,18 @@ def float_plane(values: NDArray[np.float32], kind: str) -> Plane:
         return Plane(np.ascontiguousarray(values, np.float16 if kind == "F16" else np.float32), kind)
 
 
+def finite_plane(values: NDArray[np.float32], kind: str) -> Plane:
+    """Like `float_plane`, for what an encoder computed from finite weights.
+
+    Raises:
+        NonFiniteError: a value is NaN, infinite, or too large for the type.
+    """
+    found = float_plane(values, kind)
+    if not np.isfinite(found.float32()).all():
+        raise NonFiniteError(f"the weights are too large to be encoded with parameters of type {kind}")
+    return found
+
+
 def result(values: NDArray[np.float32], dtype: Any) -> Array:
     """float32 values as what `subbyte.decode` returns for ``dtype``, rounded once."""
     name = arrays.dtype_name(dtype)

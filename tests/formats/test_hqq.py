@@ -119,7 +119,7 @@ def test_a_module_without_its_metadata_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = {f"model.q_proj.{name}": value for name, value in planes.items() if name != "shape"}
     write_safetensors(tmp_path / "model.safetensors", tensors)
-    with pytest.raises(subbyte.FormatError, match=r"q_proj\.shape' is missing"):
+    with pytest.raises(subbyte.FormatError, match=r"q_proj\.shape', .* is missing"):
         subbyte.open(tmp_path)
 
 

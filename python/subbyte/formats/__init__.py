@@ -33,6 +33,7 @@ _MODULES = {
     "mlx": "integer.mlx",
     "modelopt": "float.modelopt",
     "mxfp4": "float.mxfp4",
+    "quanto": "integer.quanto",
 }
 
 #: Every id that is spoken for.

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from subbyte import planes as _planes
 from subbyte.codec import Encoded
-from subbyte.errors import Error, FormatError, NonFiniteError, UnsupportedError
+from subbyte.errors import Error, FormatError, UnsupportedError
 from subbyte.formats.base import Folder, Format, Layer, encoded, setting_bool, setting_int
 from subbyte.formats.integer.slabs import (
     DTYPE_NAMES,
@@ -127,16 +127,16 @@ class Hqq(Format):
             round_zero=setting_bool(settings, "round_zero", bits == 4),
             optimize=setting_bool(settings, "optimize", True),
         )
-        scales, zeros = _planes.rounded(scales, kind), _planes.rounded(zeros, kind)
-        if not (np.isfinite(scales).all() and np.isfinite(zeros).all()):
-            raise NonFiniteError(f"the range of a group is too large for scales and zeros of type {kind}")
-        codes = np.clip(np.rint(grouped / scales + zeros), 0, largest).astype(np.uint8)
+        stored_scales, stored_zeros = _planes.finite_plane(scales, kind), _planes.finite_plane(zeros, kind)
+        exact = grouped / stored_scales.float32() + stored_zeros.float32()
+        codes = np.clip(np.rint(exact), 0, largest).astype(np.uint8)
+        layout = (-1, 1) if axis == 1 else (1, -1)
         if axis == 0:
             codes = np.ascontiguousarray(codes.T)
         found = {
             "W_q": pack_slabs(codes, _PACKING[bits], group if axis == 1 else groups),
-            "scale": _planes.float_plane(scales.reshape((-1, 1) if axis == 1 else (1, -1)), kind),
-            "zero": _planes.float_plane(zeros.reshape((-1, 1) if axis == 1 else (1, -1)), kind),
+            "scale": Plane(stored_scales.data.reshape(layout), kind),
+            "zero": Plane(stored_zeros.data.reshape(layout), kind),
         }
         nbits = _TERNARY if ternary else bits
         metadata = _metadata((rows, columns), nbits, group, axis, kind, settings)
@@ -170,10 +170,7 @@ class Hqq(Format):
         params = {"quantization_config": folder.settings}
         found = []
         optional = ("unpack_view_dtype", *_FLAGS)
-        for module, tensors in folder.modules(("W_q",), (*_REQUIRED[1:], *optional)).items():
-            missing = next((name for name in _REQUIRED if name not in tensors), None)
-            if missing is not None:
-                raise FormatError(f"'{module}.{missing}' is missing beside it", tensor=tensors["W_q"])
+        for module, tensors in folder.modules(_REQUIRED, optional, "W_q").items():
             stored = folder.source[tensors["shape"]]
             try:
                 if stored.dtype != "I64" or stored.shape != (2,):
