@@ -109,8 +109,8 @@ def deepseek_v3(**config: Any) -> Model:
         "model_type": "deepseek_v3", "kv_lora_rank": 48, "q_lora_rank": 40, "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 8, "v_head_dim": 24, "n_routed_experts": EXPERTS, "n_shared_experts": 1,
         "num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_intermediate_size": MOE,
-        "num_key_value_heads": HEADS, "rope_scaling": {"type": "yarn", "factor": 40, "mscale_all_dim": 1.0,
-                                                       "original_max_position_embeddings": 64},
+        "num_key_value_heads": HEADS, "rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0,
+                                                       "mscale_all_dim": 1.0, "original_max_position_embeddings": 64},
     } | config  # fmt: skip
     layer = "model.layers.N.self_attn."
     shapes = {

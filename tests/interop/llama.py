@@ -43,6 +43,8 @@ class Model:
         settings = llama.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = 256
         settings.n_threads = settings.n_threads_batch = 1
+        settings.type_k = settings.type_v = 0  # GGML_TYPE_F32: nothing is rounded on the way
+        settings.flash_attn_type = 0
         settings.embeddings = embeddings
         self._context = llama.llama_init_from_model(self._model, settings)
         assert self._context, f"no context for {path.name}: {''.join(_messages)}"

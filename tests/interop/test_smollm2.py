@@ -98,7 +98,7 @@ def test_llama_cpp_answers_as_before(answers: dict[str, Answers]) -> None:
     assert answers["dense"][QUESTIONS[0]][1] == answers["original"][QUESTIONS[0]][1]
 
 
-@pytest.mark.filterwarnings("default")  # those of other packages
+@pytest.mark.filterwarnings("default", "ignore::subbyte.SubbyteWarning")  # those of other packages
 def test_transformers_answers_as_llama_cpp(
     through: dict[str, Path], answers: dict[str, Answers], note: Callable[[str, Any], None]
 ) -> None:

@@ -131,7 +131,9 @@ class Architecture:
         generated: tensors computed from config.json.
         vocabulary: the tokenizer's keys with the architecture's corrections.
         restored: config.json fields that only this architecture has, from a GGUF file's metadata; fields that are
-            ``None`` are left out.
+            ``None`` are left out, but for those in ``nulls``.
+        nulls: those of the restored fields that are written as null where they are ``None``, because readers would
+            otherwise take another default.
         assumed: those of the restored fields that GGUF does not store.
     """
 
@@ -156,6 +158,7 @@ class Architecture:
     generated: Callable[[Config], dict[str, NDArray[np.float32]]] = lambda config: {}
     vocabulary: Callable[[Config, Keys], Keys] = lambda config, keys: keys
     restored: Callable[[GgufFacts], dict[str, Any]] = lambda facts: {}
+    nulls: frozenset[str] = frozenset()
     assumed: tuple[str, ...] = ()
 
     def match(self, name: str, config: Config) -> Match | None:

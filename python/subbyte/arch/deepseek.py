@@ -143,5 +143,6 @@ DEEPSEEK2 = Architecture(
     complete=_complete,
     keys=_keys,
     restored=_restored,
+    nulls=frozenset({"q_lora_rank"}),
     assumed=("hidden_act", "topk_method"),
 )

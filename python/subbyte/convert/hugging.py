@@ -187,7 +187,7 @@ def _config(facts: GgufFacts, arch: Architecture, target: str, warnings: list[st
     for name, value in own.items():
         if isinstance(value, dict):
             config[name] = config.get(name, {}) | value
-        elif value is not None:
+        elif value is not None or name in arch.nulls:
             config[name] = value
     config["torch_dtype"] = _DTYPES[target]
     assumed = [name for name in arch.assumed if name.partition(".")[0] in config]
