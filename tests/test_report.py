@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -203,6 +204,10 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert "convert" in out
     assert "target-size" in out
+    if shell == "fish" and shutil.which("fish"):
+        command = ["fish", "--no-config", "-c", f"{out}\ncomplete -C 'subbyte convert --target-'"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["--target-bpw", "--target-size"]
     if shell == "bash":
         words = "COMP_WORDS=(subbyte convert --tar); COMP_CWORD=2; _subbyte; echo ${COMPREPLY[@]}"
         done = subprocess.run(["bash", "-c", f"{out}\n{words}"], capture_output=True, text=True, check=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from subbyte.ggml import PLANE
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, RemotePath, place
 from subbyte.io.safetensors import SafetensorsFile
-from subbyte.io.source import load_json
+from subbyte.io.source import OpenFiles, load_json
 from subbyte.planes import stored
 
 #: Element types of safetensors that are ggml types as well, with their bytes: their codecs decode them.
@@ -135,7 +135,7 @@ class Weight:
         return result
 
 
-class Checkpoint(Mapping[str, Weight]):
+class Checkpoint(OpenFiles[Weight]):
     """The weights of a file or folder by name. Iterating reads nothing but the headers.
 
     Attributes:
@@ -160,7 +160,7 @@ class Checkpoint(Mapping[str, Weight]):
         self.config = dict(config)
         self.format = format
         self.notes = list(notes)
-        self._weights = dict(weights)
+        self._entries = dict(weights)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -223,23 +223,7 @@ class Checkpoint(Mapping[str, Weight]):
         return cls(path, source, weights, config, id, folder.notes)
 
     def close(self) -> None:
-        """Lets go of the files; arrays handed out stay valid."""
         self.source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __getitem__(self, name: str) -> Weight:
-        return self._weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
 
     def __repr__(self) -> str:
         return f"<Checkpoint {str(self.path)!r}: {len(self)} weights>"

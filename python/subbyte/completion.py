@@ -43,9 +43,9 @@ complete -o default -F _{prog} {prog}
 
 
 def _fish(prog: str, commands: dict[str, list[str]]) -> str:
-    lines = [f"complete -c {prog} -n __fish_use_subcommand -a '{' '.join(commands)}'"]
+    lines = [f"complete -c {prog} -n __fish_use_subcommand -f -a '{' '.join(commands)}'"]
     for name, words in commands.items():
         for word in words:
-            kind = f"-l {word[2:]}" if word.startswith("--") else f"-a {word}"
+            kind = f"-l {word[2:]}" if word.startswith("--") else f"-f -a {word}"
             lines.append(f"complete -c {prog} -n '__fish_seen_subcommand_from {name}' {kind}")
     return "\n".join(lines) + "\n"

@@ -10,8 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from subbyte import _native, arguments
 from subbyte.arrays import Array, load, small_float
 from subbyte.errors import ArgumentError, UnsupportedError
 from subbyte.io.remote import RemotePath, place
-from subbyte.io.source import PlannedWriter, planned, to_bytes, typed, view
+from subbyte.io.source import OpenFiles, PlannedWriter, planned, to_bytes, typed, view
 
 __all__ = ["GgufFile", "GgufTensor", "GgufValue", "GgufWriter", "StringArray", "gguf_nbytes", "write_gguf"]
 
@@ -175,7 +174,7 @@ class _Metadata(Mapping[str, Any]):
         return f"<{len(self)} metadata entries>"
 
 
-class GgufFile(Mapping[str, GgufTensor]):
+class GgufFile(OpenFiles[GgufTensor]):
     """A GGUF model, open for reading: a mapping from tensor name to `GgufTensor`, in file order.
 
     Opening reads and checks the header only. The first shard of a split model opens all of them.
@@ -207,10 +206,10 @@ class GgufFile(Mapping[str, GgufTensor]):
         self._paths = [file for file, _ in files]
         self._nbytes = sum(size for _, size in files)
         self._metadata = _Metadata(reader)
-        self._tensors: dict[str, GgufTensor] = {}
+        self._entries: dict[str, GgufTensor] = {}
         self._places: dict[str, tuple[int, int, int]] = {}
         for name, kind, dims, row, nbytes, offset, shard, index in reader.tensors():
-            self._tensors[name] = GgufTensor(name, kind, tuple(reversed(dims)), nbytes, offset, self._paths[shard])
+            self._entries[name] = GgufTensor(name, kind, tuple(reversed(dims)), nbytes, offset, self._paths[shard])
             self._places[name] = (shard, index, row)
 
     @property
@@ -258,7 +257,7 @@ class GgufFile(Mapping[str, GgufTensor]):
             UnsupportedError: a type whose big-endian form is not defined.
             CorruptError: the file shrank.
         """
-        tensor = self._tensors[name]
+        tensor = self._entries[name]
         return self.read(name, 0, tensor.nbytes).reshape(*tensor.shape[:-1], self._places[name][2])
 
     def read(self, name: str, start: int, count: int) -> npt.NDArray[np.uint8]:
@@ -273,7 +272,7 @@ class GgufFile(Mapping[str, GgufTensor]):
         """
         shard, index, _ = self._places[name]
         if self._reader is None:
-            raise ArgumentError("the file is closed", file=self._tensors[name].path, tensor=name)
+            raise ArgumentError("the file is closed", file=self._entries[name].path, tensor=name)
         start, count = arguments.integer(start, "start"), arguments.integer(count, "count")
         return view(self._reader.raw(shard, index, start, count))
 
@@ -286,7 +285,7 @@ class GgufFile(Mapping[str, GgufTensor]):
             KeyError: no such tensor.
             UnsupportedError: a quantized type; `subbyte.decode` gives its values.
         """
-        tensor = self._tensors[name]
+        tensor = self._entries[name]
         dtype = _plain_dtype(tensor.type)
         if dtype is None:
             raise UnsupportedError(
@@ -295,25 +294,7 @@ class GgufFile(Mapping[str, GgufTensor]):
         return typed(self.read(name, 0, tensor.nbytes), dtype, tensor.shape)
 
     def close(self) -> None:
-        """Lets go of the files; arrays handed out stay valid, and so do metadata."""
         self._reader = None
-
-    def __getitem__(self, name: str) -> GgufTensor:
-        return self._tensors[name]
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<GgufFile {self._paths[0]!r}: {len(self)} tensors, {len(self._metadata)} metadata entries>"

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from subbyte import _native, arguments
 from subbyte.arrays import Array, load, small_float
 from subbyte.errors import ArgumentError, CorruptError, FormatError, UnsupportedError
 from subbyte.io.remote import AT_ONCE, Place, RemotePath, place
-from subbyte.io.source import PlannedWriter, load_json, planned, typed, view
+from subbyte.io.source import OpenFiles, PlannedWriter, load_json, planned, typed, view
 
 __all__ = ["SafetensorsFile", "SafetensorsTensor", "SafetensorsWriter", "write_safetensors"]
 
@@ -71,7 +70,7 @@ class SafetensorsTensor:
     path: str
 
 
-class SafetensorsFile(Mapping[str, SafetensorsTensor]):
+class SafetensorsFile(OpenFiles[SafetensorsTensor]):
     """A safetensors checkpoint, open for reading: a mapping from tensor name to `SafetensorsTensor`.
 
     Names come in the header's order; those of several shards in sorted order of the shards.
@@ -93,7 +92,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
         files, index = _resolve(place(path))
         self._paths = [os.fspath(file) for file in files]
         self._readers: list[_native.SafetensorsReader] | None = []
-        self._tensors: dict[str, SafetensorsTensor] = {}
+        self._entries: dict[str, SafetensorsTensor] = {}
         self._places: dict[str, tuple[int, int]] = {}
         self._metadata: dict[str, str] = {}
         self._nbytes = 0
@@ -102,12 +101,12 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
             self._nbytes += reader.nbytes
             self._metadata.update(reader.metadata())
             for number, (name, dtype, shape, nbytes, offset) in enumerate(reader.tensors()):
-                if name in self._tensors:
-                    raise CorruptError(f"also in {self._tensors[name].path}; which one counts?", file=file, tensor=name)
-                self._tensors[name] = SafetensorsTensor(name, dtype, tuple(shape), nbytes, offset, file)
+                if name in self._entries:
+                    raise CorruptError(f"also in {self._entries[name].path}; which one counts?", file=file, tensor=name)
+                self._entries[name] = SafetensorsTensor(name, dtype, tuple(shape), nbytes, offset, file)
                 self._places[name] = (shard, number)
         for name, shard_name in index.items():
-            found = self._tensors.get(name)
+            found = self._entries.get(name)
             if found is None or Path(found.path).name != shard_name:
                 found_in = "in no shard" if found is None else f"in {Path(found.path).name}"
                 raise CorruptError(
@@ -136,7 +135,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
             KeyError: no such tensor.
             CorruptError: the file shrank.
         """
-        return self.read(name, 0, self._tensors[name].nbytes)
+        return self.read(name, 0, self._entries[name].nbytes)
 
     def read(self, name: str, start: int, count: int) -> npt.NDArray[np.uint8]:
         """``count`` stored bytes from byte ``start`` of a tensor: ``uint8``, one row; copied where not mapped.
@@ -148,7 +147,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
         """
         shard, number = self._places[name]
         if self._readers is None:
-            raise ArgumentError("the file is closed", file=self._tensors[name].path, tensor=name)
+            raise ArgumentError("the file is closed", file=self._entries[name].path, tensor=name)
         start, count = arguments.integer(start, "start"), arguments.integer(count, "count")
         return view(self._readers[shard].raw(number, start, count))
 
@@ -162,7 +161,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
             KeyError: no such tensor.
             UnsupportedError: F4 and F6, whose elements NumPy cannot address; `raw` gives their bytes.
         """
-        tensor = self._tensors[name]
+        tensor = self._entries[name]
         dtype = numpy_dtype(tensor.dtype)
         if dtype is None:
             raise UnsupportedError(
@@ -174,25 +173,7 @@ class SafetensorsFile(Mapping[str, SafetensorsTensor]):
         return typed(data, dtype, tensor.shape)
 
     def close(self) -> None:
-        """Lets go of the files; arrays handed out stay valid."""
         self._readers = None
-
-    def __getitem__(self, name: str) -> SafetensorsTensor:
-        return self._tensors[name]
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<SafetensorsFile {self._paths[0]!r}{' …' if len(self._paths) > 1 else ''}: {len(self)} tensors>"

@@ -6,9 +6,9 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +100,34 @@ def planned(tensors: Sequence[tuple[str, str, Sequence[int]]]) -> list[tuple[str
         kind = arguments.text(entry[1], f"the type of tensor '{name}'")
         plan.append((name, kind, list(arguments.dimensions(entry[2], f"the shape of tensor '{name}'"))))
     return plan
+
+
+T = TypeVar("T")
+
+
+class OpenFiles(Mapping[str, T]):
+    """What open files hold, by name and in their order; leaving the ``with`` block closes them."""
+
+    _entries: dict[str, T]
+
+    def close(self) -> None:
+        """Lets go of the files; arrays handed out stay valid, and so does what the headers say."""
+        raise NotImplementedError
+
+    def __getitem__(self, name: str) -> T:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class PlannedWriter:
