@@ -142,6 +142,11 @@ def settings(params: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     raise ArgumentError(f"params lacks '{keys[0] if keys else 'quantization_config'}', the settings of the format")
 
 
+def optional_settings(params: Mapping[str, Any], key: str = "quantization_config") -> Mapping[str, Any]:
+    """Like `settings`, but empty where there are none."""
+    return settings(params, key) if key in params else {}
+
+
 def setting_int(values: Mapping[str, Any], key: str, default: int | None = None, allowed: Iterable[int] = ()) -> int:
     """An integer setting.
 

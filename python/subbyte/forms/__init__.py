@@ -6,7 +6,7 @@ and decode ranges of rows.
 
 from subbyte.forms.affine import Affine, Biased, FloatZero
 from subbyte.forms.base import Form
-from subbyte.forms.codes import ByteCodes, Codes, PackedCodes
+from subbyte.forms.codes import ByteCodes, ByteRowCodes, Codes, PackedCodes
 from subbyte.forms.flat import NibbleCodes, SlabCodes
 from subbyte.forms.scaled import BlockScaled, ColumnScaled, Microscaled
 from subbyte.forms.table import QuantizedScales, Table
@@ -18,6 +18,7 @@ __all__ = [
     "Biased",
     "BlockScaled",
     "ByteCodes",
+    "ByteRowCodes",
     "Codes",
     "ColumnScaled",
     "FloatZero",

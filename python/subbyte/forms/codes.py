@@ -185,3 +185,39 @@ def packed_bytes(data: Array, bits: int) -> PackedCodes:
 def as_packed_bytes(codes: Codes) -> NDArray[np.uint8]:
     """The reverse of `packed_bytes`: uint8, shape (rows, bytes of a row), whole words."""
     return np.ascontiguousarray(codes.stream()).view(np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class ByteRowCodes(Codes):
+    """Codes of 1, 2 or 4 bits in rows of whole bytes, the first of them in the lowest bits.
+
+    Attributes:
+        data: uint8, (rows, ceil(columns * bits / 8)).
+    """
+
+    data: Array
+    bits: int
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        expected = (self.shape[0], -(-self.shape[1] * self.bits // 8))
+        if self.data.shape != expected or self.bits not in (1, 2, 4):
+            raise FormatError(
+                f"packed codes have shape {list(self.data.shape)}: expected {list(expected)} for a weight "
+                f"{list(self.shape)} of {self.bits} bits"
+            )
+
+    def unpack(self, rows: slice = slice(None)) -> CodeArray:
+        shifts = np.arange(0, 8, self.bits, dtype=np.uint8)
+        fields = self.data[rows][..., None] >> shifts & np.uint8((1 << self.bits) - 1)
+        return fields.reshape(len(fields), self.data.shape[1] * len(shifts))[:, : self.shape[1]]
+
+    @staticmethod
+    def pack(codes: CodeArray, bits: int) -> CodeArray:
+        """The bytes of a matrix of codes; the fields after the end of a row are zero."""
+        rows, columns = codes.shape
+        fields = 8 // bits
+        padded = np.zeros((rows, -(-columns // fields), fields), np.uint8)
+        padded.reshape(rows, -1)[:, :columns] = codes
+        packed: CodeArray = np.bitwise_or.reduce(padded << np.arange(0, 8, bits, dtype=np.uint8), axis=2)
+        return packed

@@ -31,7 +31,7 @@ import numpy as np
 from subbyte import planes as _planes
 from subbyte.codec import Encoded
 from subbyte.errors import FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, encoded, setting_shape, setting_text
+from subbyte.formats.base import Folder, Format, Layer, encoded, optional_settings, setting_shape, setting_text
 from subbyte.formats.ternary.source import by_mean, matrix
 from subbyte.forms import ByteCodes, Form, SlabCodes, Ternary
 from subbyte.planes import FLOATS, Plane
@@ -110,15 +110,13 @@ class BitNet(Format):
 
 
 def _divides(params: Mapping[str, Any]) -> bool:
-    config = params.get("quantization_config", {})
-    if not isinstance(config, Mapping):
-        raise FormatError(f"quantization_config is {config!r:.60}: expected a JSON object")
-    return setting_text(config, "linear_class", "bitlinear", ("bitlinear", "autobitlinear")) == "bitlinear"
+    choices = ("bitlinear", "autobitlinear")
+    return setting_text(optional_settings(params), "linear_class", "bitlinear", choices) == "bitlinear"
 
 
 def _online(planes: Mapping[str, Any], weight: Plane, params: Mapping[str, Any]) -> Form:
     """Master weights, which the model rounds whenever it runs."""
-    mode = setting_text(params.get("quantization_config", {}), "quantization_mode", "offline", ("offline", "online"))
+    mode = setting_text(optional_settings(params), "quantization_mode", "offline", ("offline", "online"))
     if mode == "offline" or "weight_scale" in planes:
         fact = "quantization_mode is offline" if mode == "offline" else "there is a weight_scale"
         raise FormatError(f"plane 'weight' holds {weight.kind} master weights, but {fact}: expected U8")
