@@ -236,6 +236,23 @@ def setting_shape(values: Mapping[str, Any], default: tuple[int, int] | None = N
     return found[0], found[1]
 
 
+def setting_names(values: Mapping[str, Any], *keys: str) -> list[str]:
+    """The strings in the lists of these settings, which may be missing.
+
+    Raises:
+        FormatError: one is no list of strings.
+    """
+    found: list[str] = []
+    for key in keys:
+        names = values.get(key)
+        if names is None:
+            continue
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise FormatError(f"setting '{key}' is {names!r:.60}: expected a list of strings")
+        found.extend(names)
+    return found
+
+
 def encoded(id: str, planes: Mapping[str, Plane], shape: Sequence[int], params: Mapping[str, Any]) -> Encoded:
     """Planes as what `subbyte.encode` returns."""
     arrays = {name: plane.array() for name, plane in planes.items()}

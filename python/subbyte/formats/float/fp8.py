@@ -39,7 +39,7 @@ import numpy as np
 from subbyte import planes as _planes
 from subbyte.codec import Encoded
 from subbyte.errors import ArgumentError, FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, encoded, setting_text, settings
+from subbyte.formats.base import Folder, Format, Layer, encoded, setting_names, setting_text, settings
 from subbyte.formats.float.mxfp4 import mxfp4_bytes
 from subbyte.forms import BlockScaled, Form, Microscaled
 from subbyte.forms.codes import packed_bytes
@@ -118,26 +118,28 @@ class Fp8(Format):
 
     def layers(self, folder: Folder) -> Sequence[Layer]:
         block_size(folder.settings)
+        dense = set(setting_names(folder.settings, "modules_to_not_convert", "ignored_layers"))
         found = []
         for name, tensor in folder.source.items():
-            scale = next((pair for pair in scales_of(name) if pair[1] in folder.source), None)
-            if scale is None:
-                if tensor.dtype in ELEMENTS and name.endswith(".weight"):
-                    raise FormatError(f"{tensor.dtype} elements without a scale: expected one of "
-                                      f"{', '.join(full for _, full in scales_of(name))}", tensor=name)  # fmt: skip
-                continue
-            planes = {"weight": name, scale[0]: scale[1]}
-            params = {"quantization_config": folder.settings, "scale_plane": scale[0]}
+            planes = {plane: full for plane, full in scales_of(name) if full in folder.source}
+            kinds = [folder.source[full].dtype for full in planes.values()]
+            if tensor.dtype in ELEMENTS and name.endswith(".weight") and not planes:
+                expected = ", ".join(full for _, full in scales_of(name))
+                raise FormatError(f"{tensor.dtype} elements without a scale: expected one of {expected}", tensor=name)
+            if tensor.dtype in FLOATS and planes and set(planes) <= {"weight_scale_inv", "weight_scale"}:
+                scale = next(iter(planes.values()))
+                raise FormatError(f"stored as {tensor.dtype} beside a scale '{scale}': which one counts?", tensor=name)
+            if name.endswith(".weight_scale_inv") and f"{name.removesuffix('_scale_inv')}" not in folder.source:
+                raise FormatError("the scale of a weight that is missing", tensor=name)
             shape = tensor.shape
-            if tensor.dtype == "I8" and folder.source[scale[1]].dtype in ("F8_E8M0", "U8"):
-                shape = (*shape[:-1], 2 * shape[-1]) if shape else shape
-            elif tensor.dtype not in ELEMENTS:
-                if tensor.dtype in FLOATS and scale[0] in ("weight_scale_inv", "weight_scale"):
-                    raise FormatError(f"stored as {tensor.dtype} beside a scale '{scale[1]}': which one counts?",
-                                      tensor=name)  # fmt: skip
+            if tensor.dtype == "I8" and len(shape) > 1 and kinds and kinds[0] in ("F8_E8M0", "U8"):
+                shape = (*shape[:-1], 2 * shape[-1])
+            elif tensor.dtype not in ELEMENTS or not planes:
                 continue
-            found.append(Layer(name, shape, planes, params))
-        folder.notes.extend(listed_dense(found, folder.settings, "modules_to_not_convert", "ignored_layers"))
+            params = {"quantization_config": folder.settings, "scale_plane": next(iter(planes))}
+            found.append(Layer(name, shape, {"weight": name, **planes}, params))
+            if name.removesuffix(".weight") in dense:
+                folder.notes.append(f"{name}: the settings say that it is not quantized, but it is")
         return found
 
 
@@ -147,13 +149,6 @@ def scales_of(name: str) -> list[tuple[str, str]]:
     if last != "weight":
         return [("weight_scale_inv", f"{name}_scale_inv"), ("weight_scale", f"{name}_scale")]
     return [(plane, f"{module}.{plane}") for plane in SCALE_NAMES]
-
-
-def listed_dense(layers: Sequence[Layer], config: Mapping[str, Any], *keys: str) -> list[str]:
-    """Notes on quantized weights whose modules the settings list by full name as not quantized."""
-    listed = {str(module): key for key in keys for module in config.get(key) or ()}
-    modules = ((layer.name, layer.name.removesuffix(".weight")) for layer in layers)
-    return [f"{name}: listed in {listed[module]}, but quantized" for name, module in modules if module in listed]
 
 
 def scale_name(planes: Mapping[str, Any]) -> str:
@@ -225,7 +220,7 @@ def block_of(
             f"{list(block or ())} (weight_block_size)"
         )
     one = (max(rows, 1), max(columns, 1))
-    if tuple(scale) in ((*leading, 1, 1), tuple(leading)) or prod(scale) == prod(leading) == 1:
+    if tuple(scale) in ((*leading, 1, 1), tuple(leading)) or prod(scale) == 1:
         return one
     if tuple(scale) in ((*leading, rows), (*leading, rows, 1)):
         return 1, one[1]
@@ -247,7 +242,9 @@ def block_scaled(
     matrices, across = prod(shape[:-2]), -(-shape[-1] // block[1])
     down = matrices * -(-shape[-2] // block[0])
     data = weight.data.view(np.uint8).reshape(matrices * shape[-2], shape[-1])
-    scales = Plane(scale.data.reshape(down, across), scale.kind)
+    one = scale.data.size == 1  # of all matrices
+    scales = Plane(np.broadcast_to(scale.data.reshape(-1), (down, across)) if one else scale.data.reshape(down, across),
+                   scale.kind)  # fmt: skip
     return BlockScaled(shape, data, weight.kind, scales, block, inverse=inverse, rounds_scale=rounds_scale)
 
 
@@ -286,7 +283,9 @@ def _round_blocks(source: Plane, element: str, block: tuple[int, int], config: M
 
 
 def _config(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    return settings(params) if "quantization_config" in params else {}
+    """The settings without those that are null; none are needed."""
+    found = settings(params) if "quantization_config" in params else {}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _is_modelopt(params: Mapping[str, Any]) -> bool:

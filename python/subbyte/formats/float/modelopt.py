@@ -46,7 +46,7 @@ from subbyte import planes as _planes
 from subbyte.arrays import Array
 from subbyte.codec import Encoded
 from subbyte.errors import FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, encoded, setting_int, setting_text
+from subbyte.formats.base import Folder, Format, Layer, encoded, setting_int, setting_names, setting_text
 from subbyte.formats.float.fp8 import block_of, block_scaled, per_tensor
 from subbyte.formats.float.mxfp4 import mxfp4_bytes
 from subbyte.forms import Affine, BlockScaled, ByteCodes, ColumnScaled, Form, Microscaled
@@ -151,8 +151,14 @@ class ModelOpt(Format):
         algo, config = _folder_settings(folder)
         of_layer = config.get("quantized_layers")
         own = of_layer if isinstance(of_layer, Mapping) else {}
+        excluded = setting_names(config, "exclude_modules", "ignore")
         found = []
-        for module, tensors in folder.modules(("weight", "weight_scale"), (*_OPTIONAL, *_UNREADABLE)).items():
+        modules = folder.modules(("weight", "weight_scale"), (*_OPTIONAL, *_UNREADABLE), marker="weight_scale")
+        for name, tensor in folder.source.items():
+            module = name.removesuffix(".weight")
+            if tensor.dtype in ("U8", "F8_E4M3") and module != name and module not in modules:
+                raise FormatError(f"tensor '{module}.weight_scale', which belongs to it, is missing", tensor=name)
+        for module, tensors in modules.items():
             weight = folder.source[tensors["weight"]]
             if weight.dtype in FLOATS:
                 raise FormatError(
@@ -171,13 +177,9 @@ class ModelOpt(Format):
             elif weight.dtype == "U8":
                 shape = (*shape[:-1], 2 * shape[-1])
             found.append(Layer(f"{module}.weight", shape, tensors, params))
-            if any(fnmatchcase(module, pattern) for pattern in _excluded(config)):
+            if any(fnmatchcase(module, pattern) for pattern in excluded):
                 folder.notes.append(f"{module}: excluded from quantization by the settings, but quantized")
         return found
-
-
-def _excluded(config: Mapping[str, Any]) -> list[str]:
-    return [str(name) for key in ("exclude_modules", "ignore") for name in config.get(key) or ()]
 
 
 def _folder_settings(folder: Folder) -> tuple[str | None, Mapping[str, Any]]:
@@ -249,7 +251,7 @@ def _kind(weight: Plane, planes: Mapping[str, Any], algo: str | None) -> str:
 def _group(config: Mapping[str, Any], found: int) -> int:
     """The columns of a group, ``found`` by the shapes, checked against the settings."""
     if config.get("group_size") is not None and setting_int(config, "group_size") not in (found, 0, -1):
-        raise FormatError(f"group_size is {config['group_size']}, but the planes are in groups of {found}")
+        raise FormatError(f"group_size is {config['group_size']}, but plane 'weight_scale' is for groups of {found}")
     return found
 
 

@@ -76,8 +76,13 @@ class Mxfp4(Format):
         found = []
         for name, tensor in folder.source.items():
             stem = name.removesuffix("_blocks")
-            if stem == name or f"{stem}_scales" not in folder.source:
+            if stem == name:
+                scaled = name.removesuffix("_scales")
+                if scaled != name and f"{scaled}_blocks" not in folder.source:
+                    raise FormatError(f"tensor '{scaled}_blocks', which belongs to it, is missing", tensor=name)
                 continue
+            if f"{stem}_scales" not in folder.source:
+                raise FormatError(f"tensor '{stem}_scales', which belongs to it, is missing", tensor=name)
             try:
                 shape = dense_shape(tensor.shape)
             except FormatError as e:

@@ -141,32 +141,68 @@ class Mlx(Format):
 
     def layers(self, folder: Folder) -> Sequence[Layer]:
         found = []
-        optional = ("biases", "qbiases", "global_scale")
-        metal = folder.settings.get("quant_method") == "metal"
-        key = "quantization_config" if metal else "quantization"
-        quantized = folder.modules(("weight", "scales"), optional)
-        for module, tensors in quantized.items():
+        modules = folder.modules(("weight", "scales"), ("biases", "qbiases", "global_scale"), marker="scales")
+        for name, tensor in folder.source.items():
+            module = name.removesuffix(".weight")
+            if tensor.dtype == "U32" and module != name and module not in modules:
+                raise FormatError(f"tensor '{module}.scales', which belongs to it, is missing", tensor=name)
+        for module, tensors in modules.items():
             weight, scales = (folder.source[tensors[plane]] for plane in ("weight", "scales"))
             if weight.dtype != "U32":
                 raise FormatError(f"holds {weight.dtype} beside scales: expected U32", tensor=weight.name)
-            own = folder.settings.get(module)
-            if own is False:
-                raise FormatError(f"settings say that '{module}' is dense, but it is quantized", tensor=weight.name)
-            settings = folder.settings if own is None or own is True else own
-            if not isinstance(settings, Mapping):
-                raise FormatError(f"the settings of '{module}' are {own!r:.60}: expected a JSON object or false")
-            settings = {name: value for name, value in settings.items() if "." not in name}
-            _, bits, group = _layout(settings)
             try:
+                settings = _module_settings(folder.settings, module) or _guess(weight.shape, scales.shape, scales.dtype)
+                mode, bits, group = _layout(settings)
+                if mode == "affine" and not {"biases", "qbiases"} & set(tensors):
+                    raise FormatError(f"tensor '{module}.biases', which belongs to it, is missing")
                 shape = _dense_shape(weight.shape, scales.shape, bits, group)
             except FormatError as e:
                 e.tensor = weight.name
                 raise
+            key = "quantization_config" if _is_metal(settings) else "quantization"
             found.append(Layer(f"{module}.weight", shape, tensors, {key: settings}))
         for module, own in folder.settings.items():
-            if isinstance(own, Mapping) and f"{module}.weight" in folder.source and module not in quantized:
-                folder.notes.append(f"{module}: quantized by the settings, but stored dense")
+            if isinstance(own, Mapping) and f"{module}.weight" in folder.source and module not in modules:
+                folder.notes.append(f"{module}: the settings say that it is quantized, but it is not")
         return found
+
+
+def _module_settings(settings: Mapping[str, Any], module: str) -> dict[str, Any]:
+    """The settings of a quantized module: its own or those of the checkpoint; empty where there are none.
+
+    Raises:
+        FormatError: they say that it is dense, or are no JSON object.
+    """
+    own = settings.get(module, True)
+    if own is False:
+        raise FormatError(f"the settings say that '{module}' is not quantized, but it is stored as words and scales")
+    if own is not True and not isinstance(own, Mapping):
+        raise FormatError(f"the settings of '{module}' are {own!r:.60}: expected a JSON object, true or false")
+    chosen: Mapping[str, Any] = settings
+    if own is not True:  # what a module's own settings leave out is MLX's default
+        chosen = ({} if own.get("mode", "affine") != "affine" else {"bits": 4, "group_size": 64}) | dict(own)
+        chosen["quant_method"] = settings.get("quant_method")
+    return {key: chosen[key] for key in ("mode", "bits", "group_size", "quant_method") if chosen.get(key) is not None}
+
+
+def _guess(weight: Sequence[int], scales: Sequence[int], kind: str) -> dict[str, Any]:
+    """The settings that the shapes allow, for checkpoints that say nothing.
+
+    Raises:
+        FormatError: none or several.
+    """
+    product, rest = divmod(weight[-1] * 32, scales[-1]) if weight and scales and scales[-1] else (0, 0)
+    fitting: list[dict[str, Any]]
+    if kind == "U8":
+        fitting = [{"mode": mode} for mode, (_, _, bits, group) in MODES.items() if bits * group == product]
+    else:
+        fitting = [{"bits": bits, "group_size": group} for bits in BITS for group in GROUPS if bits * group == product]
+    if rest or len(fitting) != 1:
+        raise FormatError(
+            f"config.json has no settings of MLX, and words of shape {list(weight)} with scales of shape "
+            f"{list(scales)} fit {fitting or 'none'}"
+        )
+    return fitting[0]
 
 
 def _config(params: Mapping[str, Any]) -> Mapping[str, Any]:
