@@ -146,3 +146,11 @@ def test_source_distribution(root, tmp_path):
     assert {f"cuda/{p.relative_to(root / 'cuda')}" for p in (root / "cuda").rglob("*") if p.is_file()} <= names
     assert not [n for n in names if n.startswith(("tests/golden", "examples/small-llama"))]
     assert not [n for n in names if n.endswith((".so", ".pyc"))]
+
+
+def test_actions_are_pinned_by_commit(root):
+    uses = re.findall(
+        r"uses: (\S+.*)$", "\n".join(f.read_text() for f in (root / ".github").rglob("*.yml")), re.MULTILINE
+    )
+    assert len(uses) > 10
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", entry) for entry in uses), uses
