@@ -27,6 +27,7 @@ _MODULES = {
     "bitnet.tl1": "ternary.bitnet_tl",
     "bitnet.tl2": "ternary.bitnet_tl",
     "bitsandbytes": "table.bitsandbytes",
+    "compressed-tensors": "compressed_tensors",
     "fp8": "float.fp8",
     "gemma": "integer.gemma",
     "gptq": "integer.gptq",

@@ -90,7 +90,7 @@ def by_names(source: SafetensorsFile) -> str | None:
             return "qqq"
         elif last == "B" and f"{module}.s" in source:
             return "gptq"  # Marlin
-        elif last == "weight_packed":
+        elif last == "weight_packed" or (last == "bitmask" and f"{module}.compressed" in source):
             return "compressed-tensors"
         elif last == "absmax" or (last == "SCB" and f"{module}.weight" in source):
             return "bitsandbytes"

@@ -48,7 +48,8 @@ class Microscaled(Form):
         scale_kind: ``F8_E8M0`` or ``F8_E4M3``.
         block: columns of a block.
         multiplier: float32 scale of the tensor that multiplies a block's scale; None for none.
-        divisor: float32 scale of the tensor that divides a block's scale (compressed-tensors); None for none.
+        divisor: float32 scale of the tensor that divides a block's scale (compressed-tensors), or one for each of its
+            matrices; None for none.
         maximum: float32 largest magnitude of the tensor; a 2688th of it (6 * 448) multiplies a block's scale (MLX).
     """
 
@@ -59,7 +60,7 @@ class Microscaled(Form):
     scale_kind: str
     block: int
     multiplier: np.float32 | None = None
-    divisor: np.float32 | None = None
+    divisor: np.float32 | NDArray[np.float32] | None = None
     maximum: np.float32 | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +79,10 @@ class Microscaled(Form):
         with np.errstate(all="ignore"):
             if self.multiplier is not None:
                 scales = scales * self.multiplier
-            if self.divisor is not None:
+            if isinstance(self.divisor, np.ndarray):
+                start, stop, _ = rows.indices(self.rows)
+                scales = scales / self.divisor[np.arange(start, stop) // self.shape[-2], None]
+            elif self.divisor is not None:
                 scales = scales / self.divisor
             if self.maximum is not None:
                 scales = scales * (self.maximum / np.float32(2688))
