@@ -38,6 +38,7 @@ _MODULES = {
     "modelopt": "float.modelopt",
     "mxfp4": "float.mxfp4",
     "quanto": "integer.quanto",
+    "torchao": "integer.torchao",
 }
 
 #: Every id that is spoken for.

@@ -169,6 +169,28 @@ class ByteCodes(Codes):
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class SignedCodes(Codes):
+    """Codes that are stored in two's complement: code = integer + 2^(bits - 1).
+
+    Attributes:
+        stored: the codes as they are stored.
+    """
+
+    stored: Codes
+
+    @property
+    def bits(self) -> int:  # type: ignore[override]
+        return self.stored.bits
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        return self.stored.shape
+
+    def unpack(self, rows: slice = slice(None)) -> CodeArray:
+        return self.stored.unpack(rows) ^ np.uint8(1 << (self.bits - 1))
+
+
 def packed_bytes(data: Array, bits: int) -> PackedCodes:
     """Codes in bytes, low bits first: the last axis of ``data``, in whole 32-bit words; the others are folded.
 
