@@ -53,7 +53,10 @@ def test_the_json_has_a_fixed_shape(made: Path) -> None:
     assert data["nbytes"] == sum(entry["nbytes"] for entry in data["tensors"])
     assert sum(role["nbytes"] for role in data["roles"].values()) == data["nbytes"]
     assert data["roles"]["feed-forward down"]["tensors"] == 6
-    assert "0 failures" in data["checked"]
+    size = sum(tensor.nbytes for tensor in GgufFile(made).values())
+    checked = f"{size:,} bytes of tensors: scales and values finite, 57 hashes of the manifest, values against "
+    assert data["checked"].startswith(checked + str(SMALL_LLAMA))
+    assert re.search(r"; \d{4}-\d\d-\d\d \d\d:\d\d UTC: 0 failures$", data["checked"])
 
 
 def test_the_errors_are_those_of_the_verification(made: Path) -> None:

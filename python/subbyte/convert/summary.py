@@ -75,7 +75,7 @@ class Summary:
         made: how it was made, from its manifest: ``src``, ``to``, ``seconds``, ``subbyte``; empty without one.
         tensors: in file order.
         failures, warnings: of the verification, and of the conversion.
-        checked: when and how the bytes were checked.
+        checked: which bytes were checked, how, and when.
     """
 
     path: Path
@@ -191,11 +191,10 @@ def report(
     warnings = [] if made is None else list(made.warnings)
     if stale:
         warnings.append("the file was changed after its manifest was written: the manifest is left out")
-    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     how = (
-        f"headers only, {when}"
+        f"headers only; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         if checked is None
-        else f"all bytes, against {checked.against}, {when}: {len(checked.failures)} failures"
+        else f"{checked.checked}: {len(checked.failures)} failures"
     )
     return Summary(path, None if checked is None else checked.against, facts, tuple(entries),
                    () if checked is None else checked.failures, tuple(warnings), how)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class Verification:
         tensors: one comparison each, in file order.
         failures: everything that is wrong, each naming its tensor; empty for a good file.
         warnings: what the source's reader had to say.
+        checked: which bytes were checked, how, and when.
     """
 
     path: Path
@@ -79,6 +81,7 @@ class Verification:
     tensors: tuple[Comparison, ...]
     failures: tuple[str, ...]
     warnings: tuple[str, ...]
+    checked: str
 
     @property
     def ok(self) -> bool:
@@ -91,6 +94,7 @@ class Verification:
             "version": 1,
             "path": str(self.path),
             "against": None if self.against is None else str(self.against),
+            "checked": self.checked,
             "ok": self.ok,
             "failures": list(self.failures),
             "warnings": list(self.warnings),
@@ -152,6 +156,9 @@ def verify(
     origins = {} if source is None else {recipe.name: recipe for recipe in source.recipes}
     total = sum(recipe.elements for recipe in checked.recipes)
     hashes, failures = _promised(path)
+    how = [f"{sum(recipe.source_nbytes for recipe in checked.recipes):,} bytes of tensors: scales and values finite"]
+    how += [f"{len(hashes)} hashes of the manifest"] if hashes else []
+    how += [] if origin_path is None else [f"values against {origin_path}"]
     rows, done = [], 0
     for recipe in checked.recipes:
         row = _compare(recipe, origins.pop(recipe.name, None), source is not None, hashes.pop(recipe.name, None))
@@ -166,6 +173,7 @@ def verify(
     return Verification(
         path, origin_path, tuple(rows), tuple(failures),
         () if source is None else tuple(source.warnings),
+        f"{', '.join(how)}; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )  # fmt: skip
 
 
