@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: Module of each format; it has a mapping FORMATS from id to format, and is loaded when an id of it is asked for.
 _MODULES = {
+    "any4": "table.any4",
     "awq": "integer.awq",
     "bitnet": "ternary.bitnet",
     "bitnet.gpu_int2": "ternary.bitnet_gpu",
@@ -32,6 +33,7 @@ _MODULES = {
     "gemma": "integer.gemma",
     "gptq": "integer.gptq",
     "hqq": "integer.hqq",
+    "llm-fp4": "float.llm_fp4",
     "matquant": "integer.matquant",
     "matquant.codes": "integer.matquant",
     "mlx": "integer.mlx",

@@ -82,6 +82,8 @@ def by_names(source: SafetensorsFile) -> str | None:
                 return "gptq"
             if tensor.dtype == "I8" and f"{module}.s1_scales" in source:
                 return "qserve"
+            if f"{module}.wscales" in source:
+                return "nunchaku"
             if tensor.dtype == "U8":
                 return "matquant"
             if tensor.dtype in ("I32", "I16"):
@@ -90,6 +92,8 @@ def by_names(source: SafetensorsFile) -> str | None:
             return "qqq"
         elif last == "B" and f"{module}.s" in source:
             return "gptq"  # Marlin
+        elif last == "lut" and f"{module}.scales_and_zeros" in source:
+            return "any4"
         elif last == "weight_packed" or (last == "bitmask" and f"{module}.compressed" in source):
             return "compressed-tensors"
         elif last == "absmax" or (last == "SCB" and f"{module}.weight" in source):
@@ -111,4 +115,7 @@ def by_names(source: SafetensorsFile) -> str | None:
                 return "modelopt"
             if tensor.dtype == "U32" and f"{module}.scales" in source:
                 return "mlx"
+            scale = source.get(f"{module}.weight_scale")
+            if tensor.dtype == "U8" and scale is not None and scale.shape in ((), (1,)):
+                return "bitnet"
     return None

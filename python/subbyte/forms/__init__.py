@@ -8,6 +8,8 @@ from subbyte.forms.affine import Affine, Biased, FloatZero
 from subbyte.forms.base import Form
 from subbyte.forms.codes import ByteCodes, ByteRowCodes, Codes, PackedCodes
 from subbyte.forms.flat import NibbleCodes, SlabCodes
+from subbyte.forms.real_bias import RealBias
+from subbyte.forms.row_table import RowTable
 from subbyte.forms.scaled import BlockScaled, ColumnScaled, Microscaled
 from subbyte.forms.table import QuantizedScales, Table
 from subbyte.forms.ternary import Ternary
@@ -27,7 +29,9 @@ __all__ = [
     "NibbleCodes",
     "PackedCodes",
     "QuantizedScales",
+    "RealBias",
     "ReshapedCodes",
+    "RowTable",
     "SlabCodes",
     "Table",
     "Ternary",
