@@ -234,7 +234,7 @@ def encode(source: Plane, scheme: Scheme) -> Affine:
             zero = np.zeros_like(scale)
         else:
             scale = nonzero(rounded(rounded(high - low, kind) / levels, kind), kind)
-            offset = lowest - rounded(low / scale, kind)
+            offset = lowest - rounded(np.divide(low, scale), kind)
             zero = np.rint(np.clip(rounded(offset.astype(np.float32), kind), lowest, highest)).astype(np.float32)
         quotient = rounded(values / expanded(scale, shape, step), kind)
         moved = quotient if scheme.symmetric else rounded(quotient + expanded(zero, shape, step), kind)
