@@ -28,9 +28,9 @@ from checkpoints import (
     tensors,
 )
 from subbyte.arch.base import llama3_frequency_factors, llama3_parameters
-from subbyte.convert import hugging
 from subbyte.io.gguf import GgufFile, write_gguf
 from subbyte.io.safetensors import SafetensorsFile
+from subbyte.planning import folder as folders
 from subbyte.tokenizer.restore import restore_tokenizer
 
 TINY = ["tiny-llama", "tiny-qwen2", "tiny-gemma2", "tiny-bert", "tiny-phi3", "tiny-deepseek2", "tiny-qwen2moe"]
@@ -157,8 +157,7 @@ def test_quantized_files_give_what_their_codes_stand_for(tmp_path: Path, file: s
 
 
 def test_large_checkpoints_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hugging, "SHARD", 40_000)
-    monkeypatch.setattr(hugging, "CHUNK", 1000)
+    monkeypatch.setattr(folders, "SHARD", 40_000)
     source = CONVERT / "tiny-llama-bf16.gguf"
     seen = []
     report = subbyte.convert(source, tmp_path / "m", to="hf.bf16", progress=lambda *step: seen.append(step))
@@ -169,7 +168,10 @@ def test_large_checkpoints_are_cut_into_shards(tmp_path: Path, monkeypatch: pyte
     assert set(index["weight_map"].values()) == set(files)
     assert index["metadata"]["total_size"] == sum(row.nbytes for row in report.tensors) == seen[-1][0] == seen[-1][1]
     check_values(CONVERT / "tiny-llama", tmp_path / "m")
-    assert report.nbytes == sum(path.stat().st_size for path in (tmp_path / "m").iterdir())
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "m").iterdir()}
+    assert sizes.pop("manifest.subbyte.json")
+    assert report.files == sizes
+    assert report.nbytes == sum(sizes.values())
 
 
 def test_nothing_is_left_behind_and_nothing_replaced(tmp_path: Path) -> None:
@@ -185,11 +187,14 @@ def test_nothing_is_left_behind_and_nothing_replaced(tmp_path: Path) -> None:
         subbyte.convert(tmp_path / "big.gguf", tmp_path / "half", to="hf.f16")
 
     def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
+        raise ValueError("stopped")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ValueError, match="stopped"):
         subbyte.convert(source, tmp_path / "stopped", to="hf.bf16", progress=stop)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["big.gguf", "full"]
+    left = ["stopped.subbyte-journal", "stopped.subbyte-part"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big.gguf", "full", *left]
+    subbyte.convert(source, tmp_path / "stopped", to="hf.bf16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big.gguf", "full", "stopped"]
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_warnings_name_the_tensor_and_can_be_refused(tmp_path: Path, capsys: pyt
         ["inspect", "/nowhere/at/all.gguf"],
         ["inspect", str(GOLDEN / "malformed" / "align_3.gguf")],
         ["verify", str(GOLDEN / "malformed" / "align_3.gguf")],
-        ["verify", str(TINY)],
+        ["verify", str(TINY / "config.json")],
         ["convert", str(TINY), "OUT"],
         ["convert", str(TINY), "OUT", "--target-size", "big"],
         ["convert", str(TINY), "OUT", "--target-size", "1kB"],

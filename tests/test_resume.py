@@ -211,7 +211,7 @@ def test_the_partial_file_is_not_followed_through_a_link(tmp_path: Path, good: b
 def test_a_second_run_is_refused_and_can_wait(tmp_path: Path, good: bytes) -> None:
     dst = tmp_path / "out.gguf"
     with Journal.open(dst):
-        with pytest.raises(subbyte.BusyError, match="another conversion to this file is running"):
+        with pytest.raises(subbyte.BusyError, match="another conversion to this target is running"):
             subbyte.convert(SMALL_LLAMA, dst, to=TO)
         assert names(tmp_path) == [journal_path(dst).name]
     assert names(tmp_path) == []
@@ -368,8 +368,9 @@ def test_the_manifest_holds_hashes_that_anyone_can_compute(tmp_path: Path) -> No
     assert manifest.describes(dst)
     data = json.loads(manifest_path(dst).read_text())
     assert data["report"]["tensors"] == json.loads(json.dumps(report.to_json()))["tensors"]
-    header = dst.read_bytes()[: manifest.header_nbytes]
-    assert hashlib.sha256(header).hexdigest() == manifest.header_sha256
+    (facts,) = manifest.files.values()
+    header = dst.read_bytes()[: facts.header_nbytes]
+    assert hashlib.sha256(header).hexdigest() == facts.header_sha256
     recipes = {recipe.name: recipe for recipe in open_source(dst).recipes}
     for row in report.tensors:
         recipe = recipes[row.name]

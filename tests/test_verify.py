@@ -104,12 +104,13 @@ def test_types_of_one_bit_have_a_limit_too(tmp_path: Path, target: str) -> None:
         assert f"'{name}': relative error" in result.failures[0]
 
 
-def test_only_gguf_files_are_verified(tmp_path: Path) -> None:
+def test_only_checkpoints_are_verified(tmp_path: Path) -> None:
     with pytest.raises(subbyte.IoError):
         subbyte.verify(tmp_path / "nothing.gguf")
-    for path in (TINY, TINY / "model.safetensors", TINY / "config.json"):
-        with pytest.raises(subbyte.UnsupportedError, match="expected a GGUF file to verify"):
-            subbyte.verify(path)
+    with pytest.raises(subbyte.UnsupportedError, match="expected a GGUF file, a checkpoint folder"):
+        subbyte.verify(TINY / "config.json")
+    for path in (TINY, TINY / "model.safetensors"):
+        assert subbyte.verify(path, TINY).ok
 
 
 def test_one_wrong_value_of_an_exact_tensor_fails(q8: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", parents=[planned], help="say what convert would do: types, bytes, memory, time")
     plan.add_argument("src", metavar="SRC", help="checkpoint folder, safetensors file, or GGUF file")
-    plan.add_argument("dst", metavar="DST", nargs="?", help="GGUF file that convert would write")
+    plan.add_argument("dst", metavar="DST", nargs="?", help="what convert would write")
     plan.add_argument("--json", action="store_true", help="print a plan file, for convert --plan")
     plan.set_defaults(run=_plan)
 
@@ -83,8 +83,8 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print everything as JSON")
     inspect.set_defaults(run=_inspect)
 
-    verify = commands.add_parser("verify", help="check a GGUF file, and its values against its source")
-    verify.add_argument("path", metavar="DST", help="GGUF file")
+    verify = commands.add_parser("verify", help="check a file or folder, and its values against its source")
+    verify.add_argument("path", metavar="DST", help="GGUF file or checkpoint folder")
     verify.add_argument("--against", metavar="SRC", help="checkpoint or GGUF file that it was made from")
     _add_progress(verify)
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -225,6 +225,8 @@ def _plan(options: argparse.Namespace, notices: _Notices) -> int:
     print(forecast.table())
     for name, reason in forecast.plan.source.left_out:
         print(f"left out: {name}: {reason}")
+    for name, reason in forecast.plan.source.not_copied:
+        print(f"not copied: {name}: {reason}")
     print(forecast.summary())
     return OK
 
@@ -251,6 +253,8 @@ def _convert(options: argparse.Namespace, notices: _Notices) -> int:
     print(report.table())
     for name, reason in report.left_out:
         print(f"left out: {name}: {reason}")
+    for name, reason in report.not_copied:
+        print(f"not copied: {name}: {reason}")
     print(report.summary())
     return OK
 

@@ -16,8 +16,14 @@ RUN = sys.modules["subbyte.convert.run"]
 
 
 def convert(dst: Path, **options: Any) -> Any:
-    """The job: 6.8 M parameters to Q4_K_M."""
-    return subbyte.convert(SMALL_LLAMA, dst, to="gguf.q4_k_m", **options)
+    """The job: 6.8 M parameters to Q4_K_M; to a folder of floats where the name has no suffix."""
+    return subbyte.convert(SMALL_LLAMA, dst, to="gguf.q4_k_m" if dst.suffix else "hf.f32", **options)
+
+
+def contents(dst: Path) -> dict[str, bytes]:
+    """The bytes of what was written: of the file, or of each file of the folder."""
+    paths = sorted(path for path in dst.rglob("*") if path.is_file()) if dst.is_dir() else [dst]
+    return {path.name: path.read_bytes() for path in paths if not path.name.endswith(".subbyte.json")}
 
 
 def spawn(work: Callable[[], object]) -> int:

@@ -9,12 +9,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
-from dying import RUN, convert, spawn, written_units
+from dying import RUN, contents, convert, spawn, written_units
 
 from subbyte import _native
 from subbyte.convert.journal import journal_path
+from subbyte.planning import folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
@@ -22,18 +24,30 @@ KILLS = int(os.environ.get("SUBBYTE_TEST_KILLS", "20"))
 SEED = int(os.environ.get("SUBBYTE_TEST_SEED", "1"))
 
 
+@pytest.fixture(params=["out.gguf", "out"])
+def name(request: pytest.FixtureRequest) -> str:
+    """A file and a folder as targets."""
+    return str(request.param)
+
+
 @pytest.fixture
-def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+def good(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The bytes of an uninterrupted run, in many small units."""
     monkeypatch.setattr(RUN, "CHUNK", 1 << 14)
-    convert(tmp_path / "good.gguf")
-    return (tmp_path / "good.gguf").read_bytes()
+    monkeypatch.setattr(folder, "SHARD", 5_000_000)
+    dst = tmp_path / "good" / name
+    convert(dst)
+    return contents(dst)
 
 
 def clean(dst: Path) -> None:
     """Forget a finished conversion."""
-    assert sorted(p.name for p in dst.parent.glob(f"{dst.name}*")) == [dst.name, f"{dst.name}.subbyte.json"]
-    dst.unlink()
+    manifest = [] if dst.is_dir() else [f"{dst.name}.subbyte.json"]
+    assert sorted(p.name for p in dst.parent.glob(f"{dst.name}*")) == [dst.name, *manifest]
+    if dst.is_dir():
+        rmtree(dst)
+    else:
+        dst.unlink()
 
 
 def noted(dst: Path) -> int:
@@ -43,8 +57,8 @@ def noted(dst: Path) -> int:
     return len({json.loads(line)["unit"] for line in lines if line.endswith("\n")})
 
 
-def test_killed_at_random_moments(tmp_path: Path, good: bytes) -> None:
-    dst, log = tmp_path / "out.gguf", tmp_path / "log"
+def test_killed_at_random_moments(tmp_path: Path, name: str, good: dict[str, bytes]) -> None:
+    dst, log = tmp_path / name, tmp_path / "log"
 
     def job() -> None:
         written_units(log)()
@@ -55,7 +69,7 @@ def test_killed_at_random_moments(tmp_path: Path, good: bytes) -> None:
     takes = time.perf_counter() - start
     units = log.stat().st_size
     assert units > 300
-    assert dst.read_bytes() == good
+    assert contents(dst) == good
     clean(dst)
     log.unlink()
     moments, kills, runs, redone, lost, most = random.Random(SEED), 0, 0, 0, 0, 0
@@ -71,7 +85,7 @@ def test_killed_at_random_moments(tmp_path: Path, good: bytes) -> None:
         most = max(most, lost - before)
         if dst.exists() or kills == KILLS:
             assert os.waitpid(spawn(job), 0)[1] == 0  # does nothing where the last run was complete
-            assert dst.read_bytes() == good
+            assert contents(dst) == good
             assert log.stat().st_size == units + lost
             redone, lost = redone + lost, 0
             clean(dst)
@@ -83,9 +97,11 @@ def test_killed_at_random_moments(tmp_path: Path, good: bytes) -> None:
     )
 
 
-def test_killed_at_every_call_to_the_system(tmp_path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_every_call_to_the_system(
+    tmp_path: Path, name: str, good: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(RUN, "CHUNK", 1 << 20)
-    dst = tmp_path / "out.gguf"
+    dst = tmp_path / name
     deaths = 0
     for nth in range(1, 2000):
 
@@ -97,10 +113,10 @@ def test_killed_at_every_call_to_the_system(tmp_path: Path, good: bytes, monkeyp
         if not os.WIFSIGNALED(status):
             break
         deaths += 1
-        assert not dst.exists() or dst.read_bytes() == good
+        assert not dst.exists() or contents(dst) == good
         if nth % 8 == 0 or nth > 560:  # also let the unfinished files of several deaths pile up
             convert(dst)
-            assert dst.read_bytes() == good
+            assert contents(dst) == good
             clean(dst)
     assert deaths > 50
-    assert dst.read_bytes() == good
+    assert contents(dst) == good

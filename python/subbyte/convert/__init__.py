@@ -8,18 +8,19 @@ from os import PathLike
 from typing import Any
 
 from subbyte import environment
-from subbyte.convert.hugging import write_checkpoint
 from subbyte.convert.journal import Journal, identify
 from subbyte.convert.manifest import find_manifest
+from subbyte.convert.output import check_replaceable, check_target
 from subbyte.convert.report import Report, Row
 from subbyte.convert.run import Cancel, Progress, make_folder, run
-from subbyte.convert.source import check_target
 from subbyte.convert.verification import Comparison, Verification, verify
 from subbyte.errors import ArgumentError, warn
 from subbyte.io.remote import Place, place
 from subbyte.paths import checked_path
+from subbyte.planning.dense import plan_dense
 from subbyte.planning.forecast import Forecast, forecast, read_plan
-from subbyte.planning.plan import Plan, TensorPlan, make_plan
+from subbyte.planning.output import Plan, TensorPlan
+from subbyte.planning.plan import make_plan
 
 logger = logging.getLogger("subbyte.convert")
 
@@ -69,8 +70,9 @@ def convert(
     ``gguf.iq4_xs``, ``gguf.tq1_0`` …; a Hugging Face checkpoint gives the bytes that the original converter and
     quantizer give in two steps, where the file between holds the checkpoint's own values exactly. ``gguf.f32``,
     ``gguf.f16``, ``gguf.bf16`` and ``gguf.q8_0`` are what the converter writes by itself. ``gguf`` alone keeps the
-    checkpoint's own codes and float types. ``hf.bf16``, ``hf.f16`` and ``hf.f32`` turn a GGUF file into a checkpoint
-    folder of that float type (``hf``: of its own), with config.json and tokenizer as far as the file describes them.
+    checkpoint's own codes and float types. ``hf.bf16``, ``hf.f16`` and ``hf.f32`` make a checkpoint folder of that
+    float type (``hf``: of the source's own): of a GGUF file with config.json and tokenizer as far as the file describes
+    them, of a checkpoint folder with copies of the files beside its weights. What is not copied is listed.
 
     Args:
         src: checkpoint folder, safetensors file with its config.json, or GGUF file (the first shard of a split one);
@@ -90,7 +92,7 @@ def convert(
             loss smallest: :mod:`subbyte.planning.allocate`.
         target_bpw: the same for bits per weight of the tensors that are quantized.
         plan: a plan file (:meth:`Forecast.to_json`), whose types are used instead of those of a target.
-        overwrite: replace ``dst`` if it exists.
+        overwrite: replace ``dst`` if it exists; a folder only if it holds nothing but what a conversion wrote.
         fresh: start over, whatever an earlier run has done.
         wait: wait for another run on the same target to end.
         progress: called with (bytes written, bytes of all tensors, name of the tensor).
@@ -110,38 +112,23 @@ def convert(
     """
     environment.check()
     origin, target = place(src, "src"), checked_path(dst, "dst")
-    if isinstance(to, str) and to.partition(".")[0] == "hf":
-        given = (lossy, pure, output_tensor_type, token_embedding_type, tensor_type, imatrix, pre, overwrite,
-                 target_size, target_bpw, plan, fresh, wait, cancel)  # fmt: skip
-        if any(given):
-            raise ArgumentError(f"'{to}' is a checkpoint of one float type: options for GGUF files do not apply to it")
-        report = write_checkpoint(origin, target, to, strict=strict, progress=progress)
-        warn(report.warnings)
-        return report
     made_plan = _plan(
         origin, to, plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
         target_size=target_size, target_bpw=target_bpw,
     )  # fmt: skip
-    check_target(made_plan.source, target)
+    check_target(made_plan, target)
     warn(made_plan.warnings)
     for tensor in made_plan.tensors:
         logger.debug("%s: '%s' %s to %s, %s", target, tensor.name, tensor.recipe.type, tensor.type, tensor.kind)
     make_folder(target)
     with Journal.open(target, wait=wait) as journal:
         made = find_manifest(target)
-        same = (
-            made is not None
-            and made.describes(target)
-            and made.identity == identify(made_plan, made_plan.layout.header())
-        )
+        same = made is not None and made.describes(target) and made.identity == identify(made_plan)
         if made is not None and same and not fresh:
             journal.remove()
             return Report.from_json(made.report, src=origin, dst=target, unchanged=True)
-        if target.exists() and not overwrite and not same:
-            raise ArgumentError(
-                "exists already; choose another name or allow it to be replaced with overwrite", file=target
-            )
+        check_replaceable(target, allowed=overwrite or same)
         return run(made_plan, target, journal, fresh=fresh, progress=progress, cancel=cancel)
 
 
@@ -190,6 +177,12 @@ def _plan(src: Place, to: str | None, file: str | PathLike[str] | None, **option
         to = to or target
     if to is None and (options["target_size"] is not None or options["target_bpw"] is not None):
         to = "gguf"
+    if isinstance(to, str) and to.partition(".")[0] == "hf":
+        given = [name for name, value in options.items() if value and name not in ("lossy", "strict")]
+        if given:
+            listed = ", ".join(given)
+            raise ArgumentError(f"'{to}' is a checkpoint folder of floats: {listed} are options for GGUF files")
+        return plan_dense(src, to, strict=options["strict"], types=types)
     if to is None:
         raise ArgumentError("a target is missing: to='gguf.q4_k_m', target_size, target_bpw or a plan")
     return make_plan(src, to, types=types, **options)

@@ -3,13 +3,7 @@ tokenizer restored as far as the metadata allows. What the file does not say is 
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,24 +11,12 @@ import numpy as np
 from subbyte.arch import ARCHITECTURES
 from subbyte.arch.base import Architecture, Config, GgufFacts, Split, interleave_heads, shortest
 from subbyte.convert.recipe import Recipe
-from subbyte.convert.report import Report, Row
 from subbyte.convert.rows import Assembled, Decoded, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor
 from subbyte.convert.source import stored_tensor
-from subbyte.convert.types import FLOATS, nbytes, quantized
-from subbyte.convert.values import encode
-from subbyte.errors import ArgumentError, Error, FormatError, IoError, UnsupportedError
+from subbyte.convert.types import FLOATS, quantized
+from subbyte.errors import FormatError, UnsupportedError
 from subbyte.io.gguf import GgufFile
-from subbyte.io.remote import Place
-from subbyte.io.safetensors import SafetensorsWriter
 from subbyte.tokenizer.restore import restore_tokenizer
-
-SHARD = 5_000_000_000
-"""Bytes of tensors in one file at most, as the Hugging Face libraries cut."""
-
-CHUNK = 1 << 21
-"""Elements that are converted at once."""
-
-Progress = Callable[[int, int, str], None]
 
 _GENERATED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _COMMON = (
@@ -55,16 +37,14 @@ _YARN = (
     ("beta_fast", "yarn_beta_fast"),
     ("beta_slow", "yarn_beta_slow"),
 )
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What a conversion to a checkpoint will write.
+class Restored:
+    """A GGUF file as the checkpoint that it may have been made of.
 
     Attributes:
         recipes: its tensors, in the order of the GGUF file.
-        type: their type.
         config: config.json.
         files: further files by name, as JSON values.
         warnings: what could not be restored, or was assumed.
@@ -72,64 +52,42 @@ class Checkpoint:
     """
 
     recipes: tuple[Recipe, ...]
-    type: str
     config: dict[str, Any]
     files: dict[str, Any]
     warnings: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(nbytes(self.type, recipe.shape) for recipe in self.recipes)
 
-
-def plan_checkpoint(src: Place, to: str) -> Checkpoint:
-    """Plan the checkpoint that a GGUF file becomes.
-
-    Args:
-        src: the GGUF file, or its first shard.
-        to: ``hf.bf16``, ``hf.f16``, ``hf.f32``, or ``hf``: the float type of most of the file's elements, bf16 where
-            they are quantized.
+def restore(file: GgufFile) -> Restored:
+    """The checkpoint that a GGUF file becomes; nothing but headers and a few small tensors is read.
 
     Raises:
         UnsupportedError: an architecture without a table.
         FormatError: tensors and metadata contradict each other.
     """
-    family, _, name = to.partition(".")
-    if to != "hf" and (family != "hf" or name.upper() not in FLOATS):
-        raise ArgumentError(f"unknown target '{to}': expected hf.bf16, hf.f16, hf.f32 or hf")
-    file = GgufFile(src, mmap=False)
+    path = file.paths[0]
     arch_name = file.metadata.get("general.architecture")
     arch = next((arch for arch in ARCHITECTURES if arch.name == arch_name), None)
     if arch is None:
         known = ", ".join(arch.name for arch in ARCHITECTURES)
-        raise UnsupportedError(f"architecture '{arch_name}' cannot be turned back (yet); known: {known}", file=src)
+        raise UnsupportedError(f"architecture '{arch_name}' cannot be turned back (yet); known: {known}", file=path)
     try:
-        return _plan(file, arch, name.upper() or _own_type(file))
+        return _restore(file, arch)
     except (FormatError, UnsupportedError) as error:
-        error.file = error.file or str(src)
+        error.file = error.file or path
         raise
 
 
-def _own_type(file: GgufFile) -> str:
-    share: dict[str, int] = {}
-    for tensor in file.values():
-        share[tensor.type] = share.get(tensor.type, 0) + int(np.prod(tensor.shape))
-    own = max(share, key=lambda name: share[name], default="BF16")
-    return own if own in FLOATS else "BF16"
-
-
-def _plan(file: GgufFile, arch: Architecture, target: str) -> Checkpoint:
+def _restore(file: GgufFile, arch: Architecture) -> Restored:
     facts = _facts(file, arch)
     warnings: list[str] = []
-    config = _config(facts, arch, target, warnings)
+    config = _config(facts, arch, warnings)
     recipes, left_out = _recipes(file, arch, config, warnings)
     if not recipes:
         raise FormatError("no tensors")
     if any(quantized(tensor.type) for tensor in file.values()):
         warnings.append("quantized tensors give the values that their codes stand for, not those they were made from")
-    files: dict[str, Any] = {"config.json": config}
+    files: dict[str, Any] = {}
     restored = restore_tokenizer(file.metadata)
     warnings += restored.warnings
     if restored.tokenizer is not None:
@@ -137,7 +95,7 @@ def _plan(file: GgufFile, arch: Architecture, target: str) -> Checkpoint:
     if restored.settings:
         files["tokenizer_config.json"] = restored.settings
     files |= _pooling(facts)
-    return Checkpoint(tuple(recipes), target, config, files, tuple(warnings), tuple(left_out))
+    return Restored(tuple(recipes), config, files, tuple(warnings), tuple(left_out))
 
 
 def _facts(file: GgufFile, arch: Architecture) -> GgufFacts:
@@ -155,7 +113,7 @@ def _facts(file: GgufFile, arch: Architecture) -> GgufFacts:
     return facts
 
 
-def _config(facts: GgufFacts, arch: Architecture, target: str, warnings: list[str]) -> dict[str, Any]:
+def _config(facts: GgufFacts, arch: Architecture, warnings: list[str]) -> dict[str, Any]:
     """config.json. Floats are written as the shortest decimals that round to the same float32."""
     config: dict[str, Any] = {}
     for field, key in _COMMON:
@@ -189,7 +147,6 @@ def _config(facts: GgufFacts, arch: Architecture, target: str, warnings: list[st
             config[name] = config.get(name, {}) | value
         elif value is not None or name in arch.nulls:
             config[name] = value
-    config["torch_dtype"] = _DTYPES[target]
     assumed = [name for name in arch.assumed if name.partition(".")[0] in config]
     if assumed:
         warnings.append(f"config.json: not in the file, set to what is usual: {', '.join(assumed)}")
@@ -327,106 +284,3 @@ def _assembled(file: GgufFile, name: str, target: str, split: Split) -> Recipe:
 
 def _as_f32(rows: Rows) -> Rows:
     return rows if rows.type == "F32" else Decoded(rows)
-
-
-def write_checkpoint(
-    src: Place, dst: Path, to: str, *, strict: bool = False, progress: Progress | None = None
-) -> Report:
-    """Convert a GGUF file to a checkpoint folder; ``dst`` appears when it is complete.
-
-    Raises:
-        ArgumentError: ``dst`` exists and is not an empty folder.
-        IoError: reading or writing failed.
-        NonFiniteError: a value does not fit the type.
-        Error: there is too little space; with ``strict``, there are warnings.
-    """
-    begin = time.perf_counter()
-    plan = plan_checkpoint(src, to)
-    if strict and plan.warnings:
-        raise Error(f"strict, and there are {len(plan.warnings)} warnings: {'; '.join(plan.warnings)}", file=src)
-    rows: list[Row] = []
-    try:
-        if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-            raise ArgumentError("exists already; expected the name of a new or empty folder", file=dst)
-        dst.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(dst.parent).free
-        if free < plan.nbytes:
-            raise Error(f"{plan.nbytes:,} bytes are needed in {dst.parent}, {free:,} are free", file=dst)
-        part = dst.parent / f".{dst.name}.partial-{os.getpid()}"
-        part.mkdir()
-        try:
-            _write_files(part, plan.files)
-            _write_tensors(part, plan, rows, progress)
-            size = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
-            part.replace(dst)
-        finally:
-            if part.exists():
-                shutil.rmtree(part)
-    except OSError as error:
-        if isinstance(error, Error):
-            raise
-        raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(dst)) from None
-    return Report(src, dst, f"hf.{plan.type.lower()}", tuple(rows), plan.warnings, plan.left_out, size,
-                  time.perf_counter() - begin)  # fmt: skip
-
-
-def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
-    for name, value in files.items():
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _shards(plan: Checkpoint) -> list[list[Recipe]]:
-    shards: list[list[Recipe]] = [[]]
-    size = 0
-    for recipe in plan.recipes:
-        own = nbytes(plan.type, recipe.shape)
-        if size + own > SHARD and shards[-1]:
-            shards.append([])
-            size = 0
-        shards[-1].append(recipe)
-        size += own
-    return shards
-
-
-def _write_tensors(folder: Path, plan: Checkpoint, rows: list[Row], progress: Progress | None) -> None:
-    shards = _shards(plan)
-    weight_map: dict[str, str] = {}
-    done = 0
-    for number, recipes in enumerate(shards, start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map |= {recipe.name: name for recipe in recipes}
-        done = _write_shard(folder / name, recipes, plan, rows, done, progress)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": plan.nbytes}, "weight_map": weight_map}
-        _write_files(folder, {"model.safetensors.index.json": index})
-
-
-def _write_shard(
-    path: Path, recipes: Sequence[Recipe], plan: Checkpoint, rows: list[Row], done: int, progress: Progress | None
-) -> int:
-    tensors = [(recipe.name, plan.type, recipe.shape) for recipe in recipes]
-    with SafetensorsWriter(path, tensors, metadata={"format": "pt"}) as writer:
-        for recipe in recipes:
-            begin = time.perf_counter()
-            step = max(1, CHUNK // max(recipe.columns, 1))
-            written = 0
-            for first in range(0, recipe.rows if recipe.elements else 0, step):
-                last = min(first + step, recipe.rows)
-                try:
-                    data = encode(recipe.type, recipe.read(first, last), recipe.columns, plan.type)
-                except Error as error:
-                    recipe.locate(error, first)
-                    raise
-                writer.write(recipe.name, np.ascontiguousarray(data).data.cast("B"), offset=written)
-                written += data.nbytes
-                if progress is not None:
-                    progress(done + written, plan.nbytes, recipe.name)
-            done += written
-            rows.append(
-                Row(recipe.name, recipe.shape, recipe.type, plan.type, recipe.source_nbytes, written,
-                    8 * written / recipe.elements if recipe.elements else 0.0, recipe.kind(plan.type),
-                    time.perf_counter() - begin)
-            )  # fmt: skip
-    return done

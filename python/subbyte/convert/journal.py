@@ -1,6 +1,7 @@
 """The journal of a conversion: how a run that was stopped or killed goes on where it was.
 
-The journal of ``model.gguf`` is ``model.gguf.subbyte-journal``; the unfinished file is ``model.gguf.subbyte-part``.
+The journal of ``model.gguf`` is ``model.gguf.subbyte-journal``; the unfinished file is ``model.gguf.subbyte-part``
+(for a folder likewise).
 The journal's first line identifies the conversion, each further line is one unit (a range of rows) that was written,
 with its hash. It is locked while a run goes on, so a second run on the same target is refused; the lock dies with its
 process. Whatever the journal says is checked against the bytes before it is trusted: neither a kill nor a power cut
@@ -22,7 +23,7 @@ from subbyte.convert.source import stamp
 from subbyte.errors import ArgumentError, BusyError
 
 if TYPE_CHECKING:
-    from subbyte.planning.plan import Plan
+    from subbyte.planning.output import Plan
 
 VERSION = 1
 _MOST_BYTES = 1 << 30
@@ -39,12 +40,10 @@ def partial_path(dst: Path) -> Path:
     return dst.with_name(dst.name + ".subbyte-part")
 
 
-def identify(plan: Plan, header: bytes) -> dict[str, Any]:
+def identify(plan: Plan) -> dict[str, Any]:
     """What has to be equal for a run to go on from another: JSON data, one item for each thing a user can change.
 
-    Args:
-        plan: the plan.
-        header: the first bytes of the file, which hold its metadata and the names, types and shapes of its tensors.
+    The headers of the planned files hold their metadata and the names, types and shapes of their tensors.
 
     Raises:
         IoError: a file of the source cannot be looked at.
@@ -58,7 +57,7 @@ def identify(plan: Plan, header: bytes) -> dict[str, Any]:
         "subbyte": __version__,
         "options": dict(plan.options),
         "source": {str(name): [size, modified] for name, size, modified in files} | plan.source.remote,
-        "plan": digest(header + json.dumps(origins).encode()),
+        "plan": digest(plan.header + json.dumps(origins).encode()),
     }
 
 
@@ -107,7 +106,7 @@ class Journal:
                 return cls(native, dst)
             if not wait:
                 raise BusyError(
-                    "another conversion to this file is running; let it end, or wait for it with --wait (wait=True)",
+                    "another conversion to this target is running; let it end, or wait for it with --wait (wait=True)",
                     file=dst,
                 )
             time.sleep(_POLL)

@@ -1,8 +1,9 @@
 """What is written beside a converted file: its manifest, the proof of what was written and how.
 
-The manifest of ``model.gguf`` is ``model.gguf.subbyte.json``. It holds the report of the conversion, what identifies
-the command that made it, and a hash of each tensor: SHA-256 over the SHA-256 digests of its units of ``unit_rows``
-rows, so that units can be hashed at the same time and a resumed run need not read finished tensors again.
+The manifest of ``model.gguf`` is ``model.gguf.subbyte.json``, that of a folder is ``manifest.subbyte.json`` in it. It
+holds the report of the conversion, what identifies the command that made it, facts about each file, and a hash of each
+tensor: SHA-256 over the SHA-256 digests of its units of ``unit_rows`` rows, so that units can be hashed at the same
+time and a resumed run need not read finished tensors again.
 """
 
 from __future__ import annotations
@@ -11,57 +12,83 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 from subbyte import _native
 from subbyte.errors import Error, FormatError
 from subbyte.jsonfile import read_object
 
-VERSION = 1
+VERSION = 2
 SUFFIX = ".subbyte.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """The manifest of one file.
+class FileFacts:
+    """What is known of a complete file.
 
     Attributes:
-        identity: what identifies the conversion (:func:`~subbyte.convert.journal.identify`).
-        nbytes, mtime_ns: size and time of modification of the file when it was completed.
-        header_nbytes, header_sha256: length and hash of the bytes before the first tensor.
-        report: the report as JSON data; its tensors carry the hashes.
+        nbytes, mtime_ns: its size and time of modification.
+        header_nbytes, header_sha256: length and hash of the bytes before the first tensor: all of a file without any.
     """
 
-    identity: dict[str, Any]
     nbytes: int
     mtime_ns: int
     header_nbytes: int
     header_sha256: str
+
+    @classmethod
+    def of(cls, path: Path, header: bytes) -> FileFacts:
+        """The facts of a file on disk that begins with ``header``.
+
+        Raises:
+            OSError: it cannot be looked at.
+        """
+        found = path.stat()
+        return cls(found.st_size, found.st_mtime_ns, len(header), digest(header))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The manifest of a file or a folder.
+
+    Attributes:
+        identity: what identifies the conversion (:func:`~subbyte.convert.journal.identify`).
+        files: facts of each file by its name in the folder; the name is empty where the target is one file.
+        report: the report as JSON data; its tensors carry the hashes.
+    """
+
+    identity: dict[str, Any]
+    files: dict[str, FileFacts]
     report: dict[str, Any]
 
-    def write(self, dst: Path) -> None:
-        """Write it beside ``dst``, at once.
+    def write(self, path: Path) -> None:
+        """Write it as ``path``, at once.
 
         Raises:
             IoError: the system refused.
         """
-        data = {"subbyte_manifest": VERSION, **{name: getattr(self, name) for name in self.__slots__}}
-        _native.write_file(os.fspath(manifest_path(dst)), json.dumps(data, indent=1).encode())
+        files = {name: asdict(facts) for name, facts in self.files.items()}
+        data = {"subbyte_manifest": VERSION, "identity": self.identity, "files": files, "report": self.report}
+        _native.write_file(os.fspath(path), json.dumps(data, indent=1).encode())
+
+    def paths(self, dst: Path) -> dict[Path, FileFacts]:
+        """The facts by path of the files of ``dst``."""
+        return {dst / name if name else dst: facts for name, facts in self.files.items()}
 
     def describes(self, dst: Path) -> bool:
         """Whether ``dst`` is there and was not touched since."""
         try:
-            found = dst.stat()
+            found = [(path.stat(), facts) for path, facts in self.paths(dst).items()]
         except OSError:
             return False
-        return (found.st_size, found.st_mtime_ns) == (self.nbytes, self.mtime_ns)
+        return all((f.st_size, f.st_mtime_ns) == (facts.nbytes, facts.mtime_ns) for f, facts in found)
 
 
 def manifest_path(dst: Path) -> Path:
-    """The name of the manifest of ``dst``."""
-    return dst.with_name(dst.name + SUFFIX)
+    """The name of the manifest of ``dst``: in a folder, beside a file."""
+    return dst / f"manifest{SUFFIX}" if dst.is_dir() else dst.with_name(dst.name + SUFFIX)
 
 
 def read_manifest(dst: Path) -> Manifest | None:
@@ -79,18 +106,21 @@ def read_manifest(dst: Path) -> Manifest | None:
         raise FormatError(
             f"expected a manifest of version {VERSION}, found {data.get('subbyte_manifest')!r}", file=path
         )
-    kinds = {
-        "identity": dict,
-        "nbytes": int,
-        "mtime_ns": int,
-        "header_nbytes": int,
-        "header_sha256": str,
-        "report": dict,
-    }
-    for name, kind in kinds.items():
-        if not isinstance(data.get(name), kind):
-            raise FormatError(f"{name}: expected {kind.__name__}, found {type(data.get(name)).__name__}", file=path)
-    return Manifest(**{name: data[name] for name in kinds})
+    for name in ("identity", "files", "report"):
+        if not isinstance(data.get(name), dict):
+            raise FormatError(f"{name}: expected dict, found {type(data.get(name)).__name__}", file=path)
+    files = {name: _facts(name, entry, path) for name, entry in data["files"].items()}
+    return Manifest(data["identity"], files, data["report"])
+
+
+def _facts(name: str, entry: Any, path: Path) -> FileFacts:
+    """An entry of a manifest, whose names lead nowhere but into the folder."""
+    kinds = {"nbytes": int, "mtime_ns": int, "header_nbytes": int, "header_sha256": str}
+    if not isinstance(entry, dict) or any(not isinstance(entry.get(key), kind) for key, kind in kinds.items()):
+        raise FormatError(f"files: expected the facts of '{name}', found {entry!r:.80}", file=path)
+    if name and (PurePath(name).is_absolute() or ".." in PurePath(name).parts):
+        raise FormatError(f"files: '{name}' is not in the folder", file=path)
+    return FileFacts(**{key: entry[key] for key in kinds})
 
 
 def find_manifest(dst: Path) -> Manifest | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from subbyte.errors import FormatError
 
 if TYPE_CHECKING:
     from subbyte.io.remote import Place
-    from subbyte.planning.plan import TensorPlan
+    from subbyte.planning.output import TensorPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,8 @@ class Report:
         seconds: time it took; of the last run, if it went on from an earlier one.
         resumed: bytes that an earlier run had written.
         unchanged: whether the file was there already, made by the same command, and nothing was done.
+        files: bytes of each file by its name, where the target is a folder.
+        not_copied: files of the source that are not stored, with the reason.
     """
 
     src: Place
@@ -78,6 +80,8 @@ class Report:
     seconds: float
     resumed: int = 0
     unchanged: bool = False
+    files: Mapping[str, int] = field(default_factory=dict)
+    not_copied: tuple[tuple[str, str], ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
@@ -100,6 +104,8 @@ class Report:
             "tensors": [asdict(row) for row in self.tensors],
             "warnings": list(self.warnings),
             "left_out": [{"name": name, "reason": reason} for name, reason in self.left_out],
+            "files": dict(self.files),
+            "not_copied": [{"name": name, "reason": reason} for name, reason in self.not_copied],
         }
 
     @classmethod
@@ -111,10 +117,13 @@ class Report:
         """
         try:
             tensors = tuple(Row(**{**row, "shape": tuple(row["shape"])}) for row in data["tensors"])
-            left_out = tuple((entry["name"], entry["reason"]) for entry in data["left_out"])
-            fields = {name: data[name] for name in ("to", "nbytes", "seconds", "resumed", "unchanged")}
+            listed = {
+                name: tuple((entry["name"], entry["reason"]) for entry in data[name])
+                for name in ("left_out", "not_copied")
+            }
+            fields = {name: data[name] for name in ("to", "nbytes", "seconds", "resumed", "unchanged", "files")}
             return cls(**{"src": Path(data["src"]), "dst": Path(data["dst"]), "tensors": tensors,
-                          "warnings": tuple(data["warnings"]), "left_out": left_out, **fields, **changes})  # fmt: skip
+                          "warnings": tuple(data["warnings"]), **listed, **fields, **changes})  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"not the report of a conversion: {type(error).__name__}: {error}") from None
 
@@ -129,6 +138,8 @@ class Report:
         return (
             f"{self.dst}: {self.nbytes:,} bytes, {len(self.tensors)} tensors, "
             f"{self.bits_per_weight:.2f} bits per weight, {self.seconds:.1f} s"
+            + (f", {len(self.files)} files" if self.files else "")
+            + (f", {len(self.not_copied)} files of the source not copied" if self.not_copied else "")
             + (f", {self.resumed:,} bytes from an earlier run" if self.resumed else "")
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import threading
 import time
 from collections import deque
@@ -22,14 +21,15 @@ from typing import TypeVar
 import numpy as np
 
 from subbyte import _native
-from subbyte.convert.journal import Journal, identify, partial_path
-from subbyte.convert.manifest import Manifest, combined, digest
+from subbyte.convert.journal import Journal, identify
+from subbyte.convert.manifest import combined, digest
+from subbyte.convert.output import Output
 from subbyte.convert.report import Report, Row
 from subbyte.convert.types import Raw
 from subbyte.convert.values import encode, first_invalid_block
 from subbyte.errors import CancelledError, Error, IoError, NonFiniteError
 from subbyte.ggml import TYPES
-from subbyte.planning.plan import Plan, TensorPlan
+from subbyte.planning.output import Plan, TensorPlan
 
 CHUNK = 1 << 21
 """Elements of a unit, which is written, hashed and noted at once."""
@@ -94,7 +94,7 @@ def run(
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Report:
-    """Write the planned file, going on from what ``journal`` says an earlier run wrote.
+    """Write the planned files, going on from what ``journal`` says an earlier run wrote.
 
     ``dst`` appears when it is complete. When the run is stopped or the system fails, what was written so far is kept
     for the next run; when the source cannot be converted, nothing is left.
@@ -106,24 +106,22 @@ def run(
         IoError: reading or writing failed.
         Error: there is too little space, or the source is damaged.
     """
-    identity = identify(plan, plan.layout.header())
+    identity = identify(plan)
     resume = journal.begin(identity, fresh=fresh)
-    partial = partial_path(dst)
-    _check_space(dst, partial, plan.nbytes)
-    writer, resumed = plan.layout.create_partial(os.fspath(dst), os.fspath(partial), resume)
-    if not resumed:
-        journal.forget(list(journal.done))
-    job = _Job(plan, dst, journal, writer, progress, cancel)
+    output = Output(plan, dst, resume=resume)
+    job = _Job(plan, dst, journal, output, progress, cancel)
+    journal.forget([unit.number for unit in job.units if unit.tensor in output.new and unit.number in journal.done])
     try:
         report = job.run()
-        _complete(plan, dst, writer, report, identity)
+        output.complete(identity, report.to_json())
+        logger.info("%s: complete, %d bytes", dst, plan.nbytes)
     except BaseException as error:
         failed = isinstance(error, Error) and not isinstance(error, IoError | CancelledError)
         if failed or not journal.done:
-            writer.discard()
+            output.discard()
             journal.remove()
         else:
-            writer.abort()
+            output.abort()
             logger.info("%s: stopped after %d of %d units", dst, len(journal.done), job.count)
         if journal.done:
             rest = f"{100 * len(journal.done) // job.count} % is done; the same command goes on from there"
@@ -144,17 +142,18 @@ class _Job:
         plan: Plan,
         dst: Path,
         journal: Journal,
-        writer: _native.FileWriter,
+        output: Output,
         progress: Progress | None,
         cancel: Cancel | None,
     ) -> None:
-        self.plan, self.dst, self.journal, self.writer = plan, dst, journal, writer
+        self.plan, self.dst, self.journal, self.output = plan, dst, journal, output
+        self.tensors = plan.tensors
         self.progress, self.cancel = progress, cancel
-        self.units = list(units(plan.tensors))
+        self.units = list(units(self.tensors))
         self.count = len(self.units)
-        self.total = sum(tensor.nbytes for tensor in plan.tensors)
+        self.total = sum(tensor.nbytes for tensor in self.tensors)
         self.written = self.unsynced = self.resumed = 0
-        self.seconds = [0.0] * len(plan.tensors)
+        self.seconds = [0.0] * len(self.tensors)
         self.stop = threading.Event()
 
     def run(self) -> Report:
@@ -166,7 +165,7 @@ class _Job:
             todo = [unit for unit in self.units if unit.number not in self.journal.done]
             syncing: Future[None] | None = None
             for unit, (data, sha256, seconds) in _ahead(pool, self._produce, todo, workers + 1):
-                self.writer.write(self.plan.tensors[unit.tensor].name, data, unit.offset)
+                self.output.write(unit.tensor, data, unit.offset)
                 self.journal.record(unit.number, sha256)
                 self.seconds[unit.tensor] += seconds
                 self._advance(unit)
@@ -174,10 +173,10 @@ class _Job:
                 if self.unsynced >= _SYNC:
                     if syncing is not None:
                         syncing.result()
-                    syncing, self.unsynced = pool.submit(self.writer.sync), 0
+                    syncing, self.unsynced = pool.submit(self.output.sync), 0
             if syncing is not None:
                 syncing.result()
-            pool.submit(self.writer.sync).result()  # in another thread: this one has to hear of Ctrl-C
+            pool.submit(self.output.sync).result()  # in another thread: this one has to hear of Ctrl-C
         return self._report(time.perf_counter() - start)
 
     def _check_earlier(self, pool: ThreadPoolExecutor, workers: int) -> None:
@@ -188,7 +187,7 @@ class _Job:
             if sha256 != self.journal.done[unit.number]:
                 damaged.append(unit.number)
                 continue
-            self.writer.mark(self.plan.tensors[unit.tensor].name, unit.offset, unit.nbytes)
+            self.output.mark(unit.tensor, unit.offset, unit.nbytes)
             self.resumed += unit.nbytes
             self._advance(unit)
         self.journal.forget(damaged)
@@ -196,33 +195,34 @@ class _Job:
             logger.info("%s: going on after %d of %d units", self.dst, len(self.journal.done), self.count)
 
     def _read_back(self, unit: Unit) -> str:
-        return digest(self.writer.read(self.plan.tensors[unit.tensor].name, unit.offset, unit.nbytes))
+        return digest(self.output.read(unit.tensor, unit.offset, unit.nbytes))
 
     def _advance(self, unit: Unit) -> None:
         self.written += unit.nbytes
         if self.progress is not None:
-            self.progress(self.written, self.total, self.plan.tensors[unit.tensor].name)
+            self.progress(self.written, self.total, self.tensors[unit.tensor].name)
         if self.cancel is not None and self.cancel():
             raise CancelledError("stopped on request; the same conversion goes on from there", file=self.dst)
 
     def _produce(self, unit: Unit) -> tuple[Raw, str, float]:
         """The bytes of a unit, their hash, and the time it took."""
         begin = time.perf_counter()
-        data = _rows(self.plan.tensors[unit.tensor], unit.first, unit.last, self.stop)
+        data = _rows(self.tensors[unit.tensor], unit.first, unit.last, self.stop)
         sha256 = digest(np.ascontiguousarray(data))
         return data, sha256, time.perf_counter() - begin
 
     def _report(self, seconds: float) -> Report:
-        hashes: list[list[str]] = [[] for _ in self.plan.tensors]
+        hashes: list[list[str]] = [[] for _ in self.tensors]
         for unit in self.units:
             hashes[unit.tensor].append(self.journal.done[unit.number])
         rows = [
             Row.of(tensor, taken, combined(found), unit_rows(tensor))
-            for tensor, taken, found in zip(self.plan.tensors, self.seconds, hashes, strict=True)
+            for tensor, taken, found in zip(self.tensors, self.seconds, hashes, strict=True)
         ]
         source = self.plan.source
         return Report(source.path, self.dst, self.plan.to, tuple(rows), tuple(self.plan.warnings),
-                      tuple(source.left_out), self.plan.nbytes, seconds, self.resumed)  # fmt: skip
+                      tuple(source.left_out), self.plan.nbytes, seconds, self.resumed,
+                      files=self.plan.sizes, not_copied=tuple(source.not_copied))  # fmt: skip
 
 
 @contextmanager
@@ -297,28 +297,3 @@ def make_folder(dst: Path) -> None:
         dst.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(dst.parent)) from None
-
-
-def _check_space(dst: Path, partial: Path, needed: int) -> None:
-    """See that the file will fit, what an earlier run wrote counted."""
-    try:
-        free = shutil.disk_usage(dst.parent).free
-        there = partial.stat().st_blocks * 512 if partial.exists() else 0
-    except OSError as error:
-        raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(dst.parent)) from None
-    if free + there < needed:
-        raise Error(
-            f"{needed - there:,} bytes are needed in {dst.parent}, {free:,} are free; make room and run it again",
-            file=dst,
-        )
-
-
-def _complete(plan: Plan, dst: Path, writer: _native.FileWriter, report: Report, identity: dict[str, object]) -> None:
-    """Write the manifest, then give the file its name: a file that has its name is proved."""
-    found = partial_path(dst).stat()
-    if found.st_size != plan.nbytes:
-        raise Error(f"{found.st_size:,} bytes were written, {plan.nbytes:,} were planned", file=dst)
-    header = plan.layout.header()
-    Manifest(identity, found.st_size, found.st_mtime_ns, len(header), digest(header), report.to_json()).write(dst)
-    writer.commit()
-    logger.info("%s: complete, %d bytes", dst, plan.nbytes)

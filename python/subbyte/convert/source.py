@@ -26,15 +26,17 @@ from subbyte.arch.base import (
 from subbyte.convert.recipe import Recipe, computed
 from subbyte.convert.rows import ByteRange, Mxfp4, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor, Stacked
 from subbyte.convert.types import Raw
-from subbyte.errors import ArgumentError, FormatError, IoError, UnsupportedError
+from subbyte.errors import FormatError, IoError, UnsupportedError
 from subbyte.ggml import TYPES
-from subbyte.io import load_json, same_file
+from subbyte.io import load_json
 from subbyte.io.gguf import GgufFile, GgufValue
 from subbyte.io.remote import Place, RemotePath
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.jsonfile import read_object, read_object_if_there
 from subbyte.paths import utf8
 from subbyte.planning.mix import Model
+from subbyte.sidefiles.card import LISTS, general_keys, read_card, titled
+from subbyte.sidefiles.copied import with_side_files, without_place
 from subbyte.tokenizer import tokenizer_keys
 
 
@@ -50,6 +52,7 @@ class Source:
         model: hyper-parameters for the mixes.
         unknown: tensors the architecture does not have.
         left_out: tensors that are not stored, with the reason.
+        not_copied: files of the source that are not stored, with the reason.
         warnings: everything a user should know, each naming its tensor or file.
         files: local files that are read.
         remote: size and version by name of the remote files that are read.
@@ -62,18 +65,13 @@ class Source:
     model: Model
     unknown: frozenset[str] = frozenset()
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    not_copied: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     remote: dict[str, list[str | int]] = field(default_factory=dict)
 
 
 _SIDE_FILES = (".json", ".model", ".safetensors", ".jinja", ".txt")
-_REMOTE_SIDE_FILES = (
-    "config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json", "tokenizer_config.json",
-    "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "special_tokens_map.json",
-    "generation_config.json", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-"""What is asked for beside remote weights: most places cannot be listed."""
 
 
 def open_source(path: Place, pre: str | None = None) -> Source:
@@ -86,13 +84,18 @@ def open_source(path: Place, pre: str | None = None) -> Source:
         UnsupportedError: an architecture or a format that cannot be converted (yet).
         IoError: a file cannot be read.
     """
-    if path.is_dir() or path.name.endswith((".safetensors", ".safetensors.index.json")):
+    if is_checkpoint(path):
         return _checkpoint(path, pre)
     if is_gguf(path):
         return _gguf(path)
     raise UnsupportedError(
         "expected a checkpoint folder, a .safetensors file with its config.json, or a GGUF file", file=path
     )
+
+
+def is_checkpoint(path: Place) -> bool:
+    """Whether a name is that of a checkpoint folder, or of its weights."""
+    return path.is_dir() or path.name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def is_gguf(path: Place) -> bool:
@@ -113,16 +116,12 @@ def is_gguf(path: Place) -> bool:
 
 
 def _checkpoint(path: Place, pre: str | None) -> Source:
-    if not isinstance(path, RemotePath):
-        return _read_checkpoint(path, path if path.is_dir() else path.parent, pre)
-    templates = [name for name in path.store.names or () if _TEMPLATE.fullmatch(name)]
-    with path.copies([*_REMOTE_SIDE_FILES, *templates]) as folder:
+    with with_side_files(path) as folder:
         source = _read_checkpoint(path, folder, pre)
-    source.files, source.remote = [], path.versions
+        source.not_copied = without_place(path, folder)
+    if isinstance(path, RemotePath):
+        source.files, source.remote = [], path.versions
     return source
-
-
-_TEMPLATE = re.compile(r"additional_chat_templates/[\w-]+\.jinja")
 
 
 def _read_checkpoint(path: Place, folder: Path, pre: str | None) -> Source:
@@ -192,8 +191,12 @@ def _from_checkpoint(path: Place, folder: Path, arch: Architecture, config: Conf
     keys = source.metadata
     keys["general.architecture"] = GgufValue("str", arch.name)
     keys["general.type"] = GgufValue("str", "model")
-    keys["general.name"] = GgufValue("str", _title(utf8(folder.resolve().name)))
+    keys["general.name"] = GgufValue("str", titled(utf8(folder.resolve().name)))
+    card = general_keys(read_card(folder, source.warnings))
+    first = [key for key in card if not key.startswith(("general.license", "general.base_model.", *LISTS))]
+    keys.update({key: card.pop(key) for key in first})
     keys["general.size_label"] = GgufValue("str", _size_label(source.recipes))
+    keys.update(card)
     keys.update(arch.keys(config))
     scaling = rope_type(rope_parameters(config))
     if scaling != "default" and not any(
@@ -372,14 +375,6 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-def _title(folder: str) -> str:
-    """The model's name from the folder's: hyphens become spaces, lower-case words get a capital, versions stay."""
-    words = folder.replace("-", " ").split()
-    return " ".join(
-        word.title() if word.islower() and not re.match(r"v\d+(\.\d+)*$|\d", word) else word for word in words
-    )
-
-
 def _size_label(recipes: Sequence[Recipe]) -> str:
     """Number of parameters with at least two digits: ``100K``, ``6.8M``, ``70B``; of a mixture ``8x7B``.
 
@@ -462,23 +457,3 @@ def stamp(path: Path) -> list[str | int]:
     except OSError as error:
         raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
     return [path.name, found.st_size, found.st_mtime_ns]
-
-
-def check_target(source: Source, dst: Path) -> None:
-    """Refuse a target that would destroy its source, or anything but a file.
-
-    Raises:
-        ArgumentError: the target is one of the source's files, or no regular file, or its folder is none.
-    """
-    above = next((folder for folder in dst.parents if os.path.lexists(folder)), None)
-    if above is not None and not os.path.isdir(above):
-        raise ArgumentError(f"cannot be written: '{above}' is not a folder", file=dst)
-    if dst.is_dir():
-        raise ArgumentError("a folder; expected the name of a GGUF file to write", file=dst)
-    if not os.path.lexists(dst):
-        return
-    if not stat.S_ISREG(dst.lstat().st_mode):
-        kind = "a symbolic link" if dst.is_symlink() else "not a regular file"
-        raise ArgumentError(f"is {kind}, which would be lost; choose another name", file=dst)
-    if any(same_file(dst, path) for path in source.files):
-        raise ArgumentError("is a file of the source; the source is never written, choose another name", file=dst)

@@ -16,8 +16,7 @@ import subbyte
 from subbyte.convert.manifest import read_manifest
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.report import Report, Row
-from subbyte.convert.source import open_source
-from subbyte.convert.verification import Comparison, Progress, verify
+from subbyte.convert.verification import Comparison, Progress, stored_recipes, verify
 from subbyte.io.remote import Place
 from subbyte.paths import checked_path
 from subbyte.planning.mix import layer_number, tensor_class
@@ -184,7 +183,7 @@ def report(
     rows = {row.name: row for row in made.tensors} if made else {}
     checked = None if against is None else verify(path, against, progress=progress)
     errors = {row.name: row for row in checked.tensors} if checked else {}
-    entries = [_entry(recipe, rows.get(recipe.name), errors.get(recipe.name)) for recipe in open_source(path).recipes]
+    entries = [_entry(recipe, rows.get(recipe.name), errors.get(recipe.name)) for recipe in stored_recipes(path)]
     facts = {}
     if made and manifest:
         facts = {"src": str(made.src), "to": made.to, "seconds": made.seconds, "subbyte": manifest.identity["subbyte"]}

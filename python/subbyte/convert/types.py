@@ -1,4 +1,4 @@
-"""Small questions about ggml types."""
+"""Small questions about ggml types and dtypes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,30 @@ FLOATS = ("F32", "F16", "BF16")
 WEIGHTS = tuple(name for name, facts in TYPES.items() if facts.encodes and name not in ("Q8_1", "Q8_K", "F64"))
 """Types that tensors of a model are written as; the others are for activations, or for copies."""
 
+_BITS = {
+    "BOOL": 8, "U8": 8, "U16": 16, "U32": 32, "U64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+"""Bits of an element of the dtypes of safetensors that ggml lacks."""
+
 
 def quantized(name: str) -> bool:
     """Whether values of the type are stored in blocks."""
-    return TYPES[name].block > 1
+    return name in TYPES and TYPES[name].block > 1
 
 
 def nbytes(name: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor of the type; ``shape`` in NumPy order.
+    """Bytes of a tensor of the ggml type, or the dtype of safetensors; ``shape`` in NumPy order.
 
     Raises:
-        ArgumentError: the type's blocks do not divide the row.
+        ArgumentError: the type's blocks do not divide the row, or its elements fill no whole bytes.
     """
-    return TYPES[name].row_bytes(shape[-1] if shape else 1) * prod(shape[:-1])
+    columns = shape[-1] if shape else 1
+    if name in TYPES:
+        return TYPES[name].row_bytes(columns) * prod(shape[:-1])
+    if _BITS[name] * columns % 8:
+        raise ArgumentError(f"rows of {columns} elements of {name} are no whole bytes")
+    return _BITS[name] * columns // 8 * prod(shape[:-1])
 
 
 def parse_type(name: str) -> str:

@@ -17,14 +17,16 @@ from subbyte.convert.manifest import combined, digest, read_manifest
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.report import Report, finite, table
 from subbyte.convert.run import CHUNK
-from subbyte.convert.source import is_gguf, open_source
+from subbyte.convert.source import is_checkpoint, is_gguf, open_source, stored_tensor
 from subbyte.convert.types import FLOATS, quantized
 from subbyte.convert.values import first_invalid_block, kind, to_float32
 from subbyte.errors import FormatError, UnsupportedError, warn
 from subbyte.ggml import TYPES
 from subbyte.io.remote import Place, place
+from subbyte.io.safetensors import SafetensorsFile
 from subbyte.layout import can_clip, clipped
 from subbyte.paths import checked_path
+from subbyte.planning.dense import dense_source
 
 _MOST_AT_ONCE = 8 * CHUNK
 """Elements of the largest unit that is read at once because a manifest says so."""
@@ -38,7 +40,7 @@ class Comparison:
 
     Attributes:
         name: name in the checked file.
-        type: ggml type.
+        type: ggml type, or dtype.
         kind: relation of the two types (:func:`~subbyte.convert.values.kind`); empty without a source.
         max_error: largest absolute difference.
         rms_error: root of the mean squared difference.
@@ -126,7 +128,7 @@ class Verification:
 def verify(
     path: str | PathLike[str], against: str | PathLike[str] | None = None, *, progress: Progress | None = None
 ) -> Verification:
-    """Check a GGUF file, and compare its values with those of the model it was made from.
+    """Check a GGUF file or a checkpoint folder, and compare its values with those of the model it was made from.
 
     Checked are the structure (by opening it), that every scale and value is finite, and with ``against``: that both
     have the same tensors in the same shapes, and that the values differ by no more than the type allows. A type of b
@@ -135,32 +137,32 @@ def verify(
     last place. Names and row order of a checkpoint
     are translated. Both sides are read in chunks of a few megabytes.
 
-    Where the manifest of :func:`subbyte.convert` is beside the file, the hashes of header and tensors have to agree.
+    Where the manifest of :func:`subbyte.convert` is there, the hashes of headers, tensors and small files have to
+    agree.
 
     Args:
-        path: the GGUF file.
+        path: the GGUF file, checkpoint folder, or safetensors file.
         against: checkpoint folder or GGUF file it was made from.
         progress: called with (elements done, elements of all tensors, name).
 
     Raises:
-        UnsupportedError: ``path`` is no GGUF file.
+        UnsupportedError: ``path`` is neither.
         Error: a file cannot be opened or read.
     """
     path = checked_path(path)
     origin_path = None if against is None else place(against, "against")
-    if path.is_dir() or not is_gguf(path):
-        raise UnsupportedError("expected a GGUF file to verify", file=path)
-    checked = open_source(path)
-    source = None if origin_path is None else open_source(origin_path)
+    checked = stored_recipes(path)
+    read = open_source if is_gguf(path) else dense_source
+    source = None if origin_path is None else read(origin_path)
     warn(() if source is None else source.warnings)
     origins = {} if source is None else {recipe.name: recipe for recipe in source.recipes}
-    total = sum(recipe.elements for recipe in checked.recipes)
+    total = sum(recipe.elements for recipe in checked)
     hashes, failures = _promised(path)
     how = [f"{sum(recipe.source_nbytes for recipe in checked.recipes):,} bytes of tensors: scales and values finite"]
     how += [f"{len(hashes)} hashes of the manifest"] if hashes else []
     how += [] if origin_path is None else [f"values against {origin_path}"]
     rows, done = [], 0
-    for recipe in checked.recipes:
+    for recipe in checked:
         row = _compare(recipe, origins.pop(recipe.name, None), source is not None, hashes.pop(recipe.name, None))
         done += recipe.elements
         rows.append(row)
@@ -177,6 +179,22 @@ def verify(
     )  # fmt: skip
 
 
+def stored_recipes(path: Path) -> list[Recipe]:
+    """The tensors of a GGUF file, a checkpoint folder or a safetensors file as they are stored.
+
+    Raises:
+        UnsupportedError: it is none of these.
+        Error: it cannot be opened.
+    """
+    if is_checkpoint(path):
+        file = SafetensorsFile(path, mmap=False)
+        stored = [stored_tensor(file, name, tensor.dtype) for name, tensor in file.items()]
+        return [Recipe(tensor.name, tensor.shape, tensor) for tensor in stored]
+    if is_gguf(path):
+        return open_source(path).recipes
+    raise UnsupportedError("expected a GGUF file, a checkpoint folder or a safetensors file", file=path)
+
+
 def _promised(path: Path) -> tuple[dict[str, tuple[int, str]], list[str]]:
     """Rows of a unit and hash of each tensor by the manifest beside the file, and what is wrong with its header."""
     try:
@@ -187,9 +205,16 @@ def _promised(path: Path) -> tuple[dict[str, tuple[int, str]], list[str]]:
     except FormatError as error:
         return {}, [str(error)]
     failures = []
-    with path.open("rb") as file:
-        if digest(file.read(min(max(manifest.header_nbytes, 0), 1 << 30))) != manifest.header_sha256:
-            failures.append("the header is not the one whose hash is in the manifest")
+    for file, facts in manifest.paths(path).items():
+        try:
+            with file.open("rb") as opened:
+                header = opened.read(min(max(facts.header_nbytes, 0), 1 << 30))
+        except FileNotFoundError:
+            failures.append(f"{file.name}: missing, the manifest has it")
+            continue
+        if digest(header) != facts.header_sha256:
+            what = "the header is not the one" if rows and facts.header_nbytes < facts.nbytes else "not the file"
+            failures.append(f"{f'{file.name}: ' if file != path else ''}{what} whose hash is in the manifest")
     return {row.name: (row.unit_rows, row.sha256) for row in rows if row.sha256}, failures
 
 
@@ -240,7 +265,7 @@ class _Errors:
         self.beyond = 0
 
     def add(self, source: NDArray[np.uint8], target: NDArray[np.uint8], columns: int) -> None:
-        if self.source not in TYPES or not TYPES[self.source].decodes or not TYPES[self.target].decodes:
+        if not all(name in TYPES and TYPES[name].decodes for name in (self.source, self.target)):
             self.beyond += not np.array_equal(source, target)
             return
         stored = to_float32(self.source, source, columns).reshape(-1)
@@ -265,8 +290,8 @@ class _Errors:
             self.product / math.sqrt(self.signal * self.power) if self.signal and self.power else float(not self.noise)
         )
         # An encoder of one bit scores up to 0.85 on real weights, unrelated weights score about the root of 2.
-        limit = min(2.0 ** (2 - _bits(recipe.type)), 1.0)
         if quantized(recipe.type) and relation != "exact":
+            limit = min(2.0 ** (2 - _bits(recipe.type)), 1.0)
             if not relative < limit:
                 problem = problem or f"relative error {relative:.3g}, {recipe.type} stays below {limit:.3g}"
         elif self.beyond:

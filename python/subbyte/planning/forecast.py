@@ -21,7 +21,7 @@ from subbyte.errors import Error, FormatError
 from subbyte.ggml import TYPES
 from subbyte.io.remote import Place
 from subbyte.jsonfile import read_object
-from subbyte.planning.plan import Plan
+from subbyte.planning.output import Plan
 
 VERSION = 1
 
@@ -85,6 +85,8 @@ class Forecast:
             "tensors": [{field: row[field] for field in fields} for row in rows],
             "warnings": list(self.plan.warnings),
             "left_out": [{"name": name, "reason": reason} for name, reason in self.plan.source.left_out],
+            "files": self.plan.sizes,
+            "not_copied": [{"name": name, "reason": reason} for name, reason in self.plan.source.not_copied],
         }
 
     def table(self) -> str:
@@ -98,6 +100,7 @@ class Forecast:
         return (
             f"{where}{self.nbytes:,} bytes, {len(self.rows)} tensors, {self.bits_per_weight:.2f} bits per weight, "
             f"about {self.seconds:.1f} s and {self.peak_memory / (1 << 20):,.0f} MiB of memory"
+            + (f", {len(self.plan.sizes)} files" if self.plan.folder else "")
             + (f"; only {self.free:,} bytes are free there" if short else "")
         )
 

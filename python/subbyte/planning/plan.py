@@ -1,4 +1,4 @@
-"""The plan of a conversion: every tensor's type and size, and the size of the file, from headers alone."""
+"""The plan of a conversion to GGUF: every tensor's type and size, and the size of the file, from headers alone."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte._native import FilePlan
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.source import Source, open_source, stamp
 from subbyte.convert.types import FLOATS, nbytes, parse_type, quantized
@@ -40,71 +37,7 @@ from subbyte.planning.mix import (
     unknown_target,
     visit_order,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """One tensor of the target.
-
-    Attributes:
-        recipe: where its values come from.
-        type: ggml type it is stored as.
-        shape: shape in the file, NumPy order.
-        kind: what happens to the values (:func:`~subbyte.convert.values.kind`).
-        importance: weights of the columns; ``None`` without.
-    """
-
-    recipe: Recipe
-    type: str
-    shape: tuple[int, ...]
-    kind: str
-    importance: Importance | None = None
-
-    @property
-    def name(self) -> str:
-        """Name in the target."""
-        return self.recipe.name
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the target."""
-        return nbytes(self.type, self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a conversion will write.
-
-    Attributes:
-        source: the model.
-        target: file type of the result.
-        tensors: in file order.
-        metadata: in file order.
-        layout: the file: its header, the places of the tensors, its size.
-        options: what the user asked for, as JSON data.
-    """
-
-    source: Source
-    target: FileType
-    tensors: tuple[TensorPlan, ...]
-    metadata: Mapping[str, GgufValue]
-    layout: FilePlan
-    options: Mapping[str, Any]
-
-    @property
-    def nbytes(self) -> int:
-        """Exact size of the file."""
-        return self.layout.nbytes
-
-    @property
-    def to(self) -> str:
-        """The target's name."""
-        return f"gguf.{self.target.name.lower()}"
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the user should know before running it."""
-        return self.source.warnings
+from subbyte.planning.output import Plan, TensorFile, TensorPlan
 
 
 def make_plan(
@@ -206,7 +139,7 @@ def make_plan(
         "target_size": None if target_size is None else parse_size(target_size),
         "target_bpw": target_bpw,
     }
-    return Plan(source, target, tensors, metadata, layout, asked)
+    return Plan(source, f"gguf.{target.name.lower()}", (TensorFile("", tensors, layout),), asked)
 
 
 def _target_name(to: str) -> str:

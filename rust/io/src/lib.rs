@@ -21,7 +21,7 @@ use subbyte_core::Error;
 pub use journal::Journal;
 pub use read::{Bytes, FileSource, Source, read_file, same_file};
 pub use stream::StreamWriter;
-pub use write::{AtomicFile, remove_if_there, write_file};
+pub use write::{AtomicFile, place_folder, remove_if_there, write_file};
 
 /// `error` with the file's name.
 pub(crate) fn in_file(error: impl Into<Error>, path: &Path) -> Error {

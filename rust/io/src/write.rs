@@ -174,6 +174,54 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
+/// Gives the folder `from`, whose files are complete and durable, the name `to`. What had that name before has the name
+/// `from` afterwards: the two change places, at once where the system can exchange names (Linux).
+///
+/// # Errors
+/// [`subbyte_core::ErrorKind::Io`]. Both folders are there then, one of them perhaps under a temporary name.
+pub fn place_folder(from: &Path, to: &Path) -> Result<()> {
+    let fail = |e: io::Error| in_file(e, to);
+    if to.symlink_metadata().is_err() {
+        fault::call(|| std::fs::rename(from, to)).map_err(fail)?;
+    } else if !fault::call(|| exchange(from, to)).map_err(fail)? {
+        let name = to.file_name().unwrap_or_default().to_string_lossy();
+        let aside = to.with_file_name(temporary_name(&name));
+        fault::call(|| std::fs::rename(to, &aside)).map_err(fail)?;
+        fault::call(|| std::fs::rename(from, to)).map_err(fail)?;
+        fault::call(|| std::fs::rename(&aside, from)).map_err(fail)?;
+    }
+    fault::call(|| sync_folder(to)).map_err(fail)
+}
+
+/// Exchanges two names; `false` where the system or the file system cannot.
+#[cfg(target_os = "linux")]
+fn exchange(a: &Path, b: &Path) -> io::Result<bool> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = |path: &Path| std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
+    let (a, b) = (name(a)?, name(b)?);
+    // SAFETY: a plain system call on two strings that live until it returns.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            libc::AT_FDCWD,
+            a.as_ptr(),
+            libc::AT_FDCWD,
+            b.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
+    match (result, io::Error::last_os_error()) {
+        (0, _) => Ok(true),
+        (_, e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => Ok(false),
+        (_, e) => Err(e),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> io::Result<bool> {
+    Ok(false)
+}
+
 /// A sibling name of bounded length that no other process or thread uses.
 fn temporary_name(name: &str) -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);

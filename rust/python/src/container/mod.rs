@@ -245,6 +245,12 @@ fn write_file(py: Python<'_>, path: PathBuf, data: &[u8]) -> PyResult<()> {
     py.detach(|| subbyte_io::write_file(&path, data)).map_err(to_py)
 }
 
+/// Gives a complete folder its name; what had the name has the other one afterwards.
+#[pyfunction]
+fn place_folder(py: Python<'_>, from: PathBuf, to: PathBuf) -> PyResult<()> {
+    py.detach(|| subbyte_io::place_folder(&from, &to)).map_err(to_py)
+}
+
 /// Removes a file; there being none is fine.
 #[pyfunction]
 fn remove_file(py: Python<'_>, path: PathBuf) -> PyResult<()> {
@@ -283,6 +289,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(same_file, m)?)?;
     m.add_function(wrap_pyfunction!(read_json, m)?)?;
     m.add_function(wrap_pyfunction!(write_file, m)?)?;
+    m.add_function(wrap_pyfunction!(place_folder, m)?)?;
     m.add_function(wrap_pyfunction!(remove_file, m)?)?;
     m.add_function(wrap_pyfunction!(fault_arm, m)?)?;
     m.add_function(wrap_pyfunction!(fault_disarm, m)?)

@@ -1,0 +1,207 @@
+"""Where a run writes: one file, or a folder of files, under an unfinished name until everything is there.
+
+``model.gguf`` is ``model.gguf.subbyte-part`` until it is complete, the folder ``model`` is the folder
+``model.subbyte-part``. Both get their names in one step, after everything in them is durable and the manifest written.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from subbyte import _native
+from subbyte.convert.journal import partial_path
+from subbyte.convert.manifest import FileFacts, Manifest, find_manifest, manifest_path
+from subbyte.errors import ArgumentError, Error, IoError
+from subbyte.io import same_file
+from subbyte.planning.output import Plan, TensorFile
+
+
+class Output:
+    """The files of a plan while they are filled in.
+
+    Attributes:
+        new: numbers of the tensors whose file was begun anew, although an earlier run was to be gone on from.
+    """
+
+    def __init__(self, plan: Plan, dst: Path, *, resume: bool) -> None:
+        """Reserves the space of all files.
+
+        Raises:
+            IoError: the system refused.
+            Error: there is too little space.
+        """
+        self._plan, self._dst, self._partial = plan, dst, partial_path(dst)
+        self._writers: list[_native.FileWriter] = []
+        self._of: list[tuple[_native.FileWriter, str]] = []  # by number of the tensor
+        self.new: set[int] = set()
+        try:
+            self._check_space()
+            if plan.folder:
+                self._begin_folder(resume)
+        except OSError as error:
+            raise _named(error, self._partial) from None
+        try:
+            for file in plan.files:
+                self._begin(file, resume)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _check_space(self) -> None:
+        """See that the files will fit, what an earlier run wrote counted."""
+        free = shutil.disk_usage(self._dst.parent).free
+        paths = [self._partial, *self._partial.rglob("*")] if self._partial.is_dir() else [self._partial]
+        there = sum(path.lstat().st_blocks * 512 for path in paths if path.exists())
+        if free + there < self._plan.nbytes:
+            needed = f"{self._plan.nbytes - there:,} bytes are needed in {self._dst.parent}, {free:,} are free"
+            raise Error(f"{needed}; make room and run it again", file=self._dst)
+
+    def _begin_folder(self, resume: bool) -> None:
+        if self._partial.is_symlink() or (self._partial.exists() and not self._partial.is_dir()):
+            self._partial.unlink()  # not through a link that somebody put there
+        elif not resume and self._partial.exists():
+            shutil.rmtree(self._partial)
+        self._partial.mkdir(exist_ok=True)
+
+    def _begin(self, file: TensorFile, resume: bool) -> None:
+        # In a folder that is unfinished as a whole, files have their names from the start.
+        path, partial = (self._partial / file.name,) * 2 if self._plan.folder else (self._dst, self._partial)
+        writer, resumed = file.layout.create_partial(os.fspath(path), os.fspath(partial), resume)
+        if not resumed:
+            self.new.update(range(len(self._of), len(self._of) + len(file.tensors)))
+        self._writers.append(writer)
+        self._of += [(writer, tensor.name) for tensor in file.tensors]
+
+    def write(self, tensor: int, data: object, offset: int) -> None:
+        """Write bytes of a tensor."""
+        writer, name = self._of[tensor]
+        writer.write(name, data, offset)
+
+    def mark(self, tensor: int, offset: int, count: int) -> None:
+        """Count bytes of a tensor as written: an earlier run did."""
+        writer, name = self._of[tensor]
+        writer.mark(name, offset, count)
+
+    def read(self, tensor: int, offset: int, count: int) -> bytes:
+        """Read bytes of a tensor back."""
+        writer, name = self._of[tensor]
+        return writer.read(name, offset, count)
+
+    def sync(self) -> None:
+        """Make what was written so far durable."""
+        for writer in self._writers:
+            writer.sync()
+
+    def complete(self, identity: dict[str, object], report: dict[str, object]) -> None:
+        """Write the small files and the manifest, then give everything its name: what has its name is proved.
+
+        Raises:
+            IoError: the system refused.
+            Error: a file has not the planned size.
+        """
+        if not self._plan.folder:
+            (file,), (writer,) = self._plan.files, self._writers
+            Manifest(identity, {"": self._facts(file, self._partial)}, report).write(manifest_path(self._dst))
+            writer.commit()
+            return
+        facts = {}
+        for file, writer in zip(self._plan.files, self._writers, strict=True):
+            facts[file.name] = self._facts(file, self._partial / file.name)
+            writer.commit()
+        try:
+            self._remove_others()
+            for small in self._plan.small:
+                path = self._partial / small.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _native.write_file(os.fspath(path), small.data)
+                facts[small.name] = FileFacts.of(path, small.data)
+            Manifest(identity, facts, report).write(manifest_path(self._partial))
+            _native.place_folder(os.fspath(self._partial), os.fspath(self._dst))
+            if self._partial.exists():  # what had the name before
+                shutil.rmtree(self._partial)
+        except OSError as error:
+            if isinstance(error, Error):
+                raise
+            raise _named(error, self._partial) from None
+
+    def _facts(self, file: TensorFile, path: Path) -> FileFacts:
+        found = FileFacts.of(path, file.layout.header())
+        if found.nbytes != file.layout.nbytes:
+            raise Error(f"{found.nbytes:,} bytes were written, {file.layout.nbytes:,} were planned", file=path)
+        return found
+
+    def _remove_others(self) -> None:
+        """Remove what a run that died left in the unfinished folder, and is no part of the plan."""
+        planned = {self._partial / file.name for file in self._plan.files}
+        for path in sorted(self._partial.rglob("*"), reverse=True):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            elif path not in planned:
+                path.unlink()
+
+    def abort(self) -> None:
+        """Let go of the files; what is written stays for a later run."""
+        for writer in self._writers:
+            writer.abort()
+
+    def discard(self) -> None:
+        """Remove everything that was written."""
+        for writer in self._writers:
+            writer.discard()
+        if self._plan.folder and not self._partial.is_symlink():
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def _named(error: OSError, path: Path) -> IoError:
+    return IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(error.filename or path))
+
+
+def check_target(plan: Plan, dst: Path) -> None:
+    """Refuse a target that would destroy its source, or that is of another kind than what is to be written.
+
+    Raises:
+        ArgumentError: it does.
+    """
+    above = next((folder for folder in dst.parents if os.path.lexists(folder)), None)
+    if above is not None and not os.path.isdir(above):
+        raise ArgumentError(f"cannot be written: '{above}' is not a folder", file=dst)
+    if not plan.folder and dst.is_dir():
+        raise ArgumentError("a folder; expected the name of a GGUF file to write", file=dst)
+    if not os.path.lexists(dst):
+        return
+    wanted = stat.S_ISDIR if plan.folder else stat.S_ISREG
+    if not wanted(dst.lstat().st_mode):
+        kind = "a symbolic link" if dst.is_symlink() else "not a folder" if plan.folder else "not a regular file"
+        raise ArgumentError(f"is {kind}, which would be lost; choose another name", file=dst)
+    if any(same_file(path, source) for path in _inside(dst) for source in plan.source.files):
+        what = "holds" if plan.folder else "is"
+        raise ArgumentError(f"{what} a file of the source; the source is never written, choose another name", file=dst)
+
+
+def check_replaceable(dst: Path, *, allowed: bool) -> None:
+    """Refuse to replace what is there without leave, and a folder that holds more than a conversion wrote in any case.
+
+    Raises:
+        ArgumentError: it may not be replaced.
+    """
+    there = _inside(dst)
+    if there and not allowed:
+        raise ArgumentError("exists already; choose another name or allow it to be replaced with overwrite", file=dst)
+    if dst.is_dir():
+        made = find_manifest(dst)
+        known = {manifest_path(dst), *(made.paths(dst) if made else ())}
+        others = [path for path in there if path not in known]
+        if others:
+            raise ArgumentError(
+                f"holds '{others[0].relative_to(dst)}', which no conversion wrote and which would be lost; choose "
+                "another name, or remove the folder",
+                file=dst,
+            )
+
+
+def _inside(dst: Path) -> list[Path]:
+    """The files of the target that are there."""
+    return [path for path in dst.rglob("*") if not path.is_dir()] if dst.is_dir() else [dst] * dst.exists()

@@ -1,0 +1,166 @@
+"""Plans of checkpoint folders of floats: ``hf.bf16``, ``hf.f16``, ``hf.f32``, and ``hf``, the source's own float type.
+
+From a GGUF file names, permutations and settings are restored (:mod:`subbyte.convert.hugging`); of a checkpoint folder
+the floats change their type and everything else stays, the files beside the weights included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from subbyte.convert.hugging import restore
+from subbyte.convert.recipe import Recipe
+from subbyte.convert.rows import Decoded, Mxfp4, Selected
+from subbyte.convert.source import Source, is_checkpoint, is_gguf, stored_tensor
+from subbyte.convert.types import FLOATS, parse_type
+from subbyte.errors import ArgumentError, Error, FormatError, UnsupportedError
+from subbyte.io.gguf import GgufFile
+from subbyte.io.remote import Place, RemotePath
+from subbyte.io.safetensors import SafetensorsFile
+from subbyte.jsonfile import read_object
+from subbyte.planning.folder import json_file, plan_folder
+from subbyte.planning.mix import Model
+from subbyte.planning.output import Plan, SmallFile, TensorPlan
+from subbyte.sidefiles.card import written_card
+from subbyte.sidefiles.copied import copied_files, with_side_files
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+_Found = tuple[Source, str, dict[str, Any], list[SmallFile]]
+"""The model, its own float type, config.json, and further small files."""
+
+
+def plan_dense(src: Place, to: str, *, strict: bool = False, types: Mapping[str, str] | None = None) -> Plan:
+    """Plan the checkpoint folder of floats that ``src`` becomes.
+
+    Args:
+        src: GGUF file (the first of a split one), checkpoint folder, or safetensors file.
+        to: ``hf.bf16``, ``hf.f16``, ``hf.f32``, or ``hf``: the float type of most of the source's elements, bf16 where
+            they are quantized.
+        strict: refuse where there are warnings.
+        types: type of every tensor by name, decided already (an edited plan).
+
+    Raises:
+        ArgumentError: there is no such target, or ``types`` do not fit.
+        UnsupportedError: a source that cannot be converted (yet).
+        FormatError: the files are damaged or contradict each other.
+        Error: with ``strict``, there are warnings.
+    """
+    _, _, name = to.partition(".")
+    if to != "hf" and name.upper() not in FLOATS:
+        raise ArgumentError(f"unknown target '{to}': expected hf.bf16, hf.f16, hf.f32 or hf")
+    if is_checkpoint(src):
+        source, own, config, small = _of_checkpoint(src)
+    elif is_gguf(src):
+        source, own, config, small = _of_gguf(src)
+    else:
+        raise UnsupportedError(
+            "expected a GGUF file, a checkpoint folder, or a .safetensors file with its config.json", file=src
+        )
+    if strict and source.warnings:
+        raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
+    target = name.upper() or own
+    config["dtype" if "dtype" in config else "torch_dtype"] = _DTYPES[target]
+    chosen = {recipe.name: _dense_type(recipe, target) for recipe in source.recipes}
+    if types is not None:
+        chosen = _given(chosen, types)
+    tensors = [
+        TensorPlan(recipe, chosen[recipe.name], recipe.shape, recipe.kind(chosen[recipe.name]))
+        for recipe in source.recipes
+    ]
+    return plan_folder(source, f"hf.{target.lower()}", tensors, [json_file("config.json", config), *small], {"to": to})
+
+
+def _dense_type(recipe: Recipe, target: str) -> str:
+    """Floats get the target's type, integers and the like keep theirs."""
+    return target if recipe.type in (*FLOATS, "F64") else recipe.type
+
+
+def _given(chosen: Mapping[str, str], types: Mapping[str, str]) -> dict[str, str]:
+    if set(chosen) != set(types):
+        name = min(set(chosen) ^ set(types))
+        where = "the plan" if name in chosen else "the source"
+        raise ArgumentError(f"not in {where}: plan and source do not belong together", tensor=name)
+    for name, given in types.items():
+        if given.upper() != chosen[name] and (chosen[name] not in FLOATS or parse_type(given) not in FLOATS):
+            raise ArgumentError(f"'{given}': a checkpoint of floats has f32, f16 or bf16 here", tensor=name)
+    return {name: types[name].upper() for name in chosen}
+
+
+def _own_type(stored: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """The float type of most elements, given type and shape of each tensor; bf16 where that is none."""
+    share: dict[str, int] = {}
+    for kind, shape in stored:
+        share[kind] = share.get(kind, 0) + prod(shape)
+    own = max(share, key=lambda name: share[name], default="BF16")
+    return own if own in FLOATS else "BF16"
+
+
+def dense_source(src: Place) -> Source:
+    """The tensors of a checkpoint as a folder of floats names them: of a GGUF file those restored from it.
+
+    Raises:
+        As :func:`plan_dense`.
+    """
+    return (_of_gguf(src) if is_gguf(src) else _of_checkpoint(src))[0]
+
+
+def _of_gguf(src: Place) -> _Found:
+    file = GgufFile(src, mmap=False)
+    restored = restore(file)
+    recipes = list(restored.recipes)
+    source = Source(src, "gguf", recipes, {}, Model(restored.config["model_type"], 0))
+    source.warnings, source.left_out = list(restored.warnings), list(restored.left_out)
+    if isinstance(src, RemotePath):
+        source.remote = src.versions
+    else:
+        source.files = [Path(entry) for entry in file.paths]
+    small = [json_file(name, value) for name, value in restored.files.items()]
+    card = written_card(file.metadata)
+    own = _own_type((tensor.type, tensor.shape) for tensor in file.values())
+    return source, own, dict(restored.config), small + ([SmallFile("README.md", card.encode())] if card else [])
+
+
+def _of_checkpoint(src: Place) -> _Found:
+    with with_side_files(src) as folder:
+        path = folder / "config.json"
+        config = read_object(path) if path.is_file() else None
+        if config is None:
+            raise FormatError("no config.json: not a Hugging Face checkpoint", file=folder)
+        small, not_copied, files = copied_files(src, folder)
+    method = (config.pop("quantization_config", None) or {}).get("quant_method")
+    if method not in (None, "mxfp4"):
+        raise UnsupportedError(f"a checkpoint quantized with {method!r} cannot be converted (yet)", file=src)
+    tensors = SafetensorsFile(src, mmap=False)
+    source = Source(src, "safetensors", _recipes(tensors), {}, Model("", 0), not_copied=not_copied)
+    if isinstance(src, RemotePath):
+        source.remote = src.versions
+    else:
+        source.files = [*(Path(file) for file in tensors.paths), *files]
+    return source, _own_type((tensor.dtype, tensor.shape) for tensor in tensors.values()), config, small
+
+
+def _recipes(tensors: SafetensorsFile) -> list[Recipe]:
+    """The tensors as they are; experts in MXFP4 as the dense matrices [experts, in, out] that they stand for."""
+    recipes = []
+    for name, tensor in tensors.items():
+        base = name.removesuffix("_blocks").removesuffix("_scales")
+        if base != name and f"{base}_blocks" in tensors and f"{base}_scales" in tensors:
+            if name.endswith("_scales"):
+                continue
+            codes, scales = (stored_tensor(tensors, f"{base}{part}", "I8") for part in ("_blocks", "_scales"))
+            try:
+                rows = Decoded(Mxfp4(codes, scales))
+                experts, height, width = rows.shape
+            except (FormatError, ValueError) as error:
+                raise FormatError(f"not a stack of MXFP4 matrices: {error}", tensor=name) from None
+            swapped = Selected(rows, (experts, height, width), (slice(None), slice(None)), swapped=True)
+            recipes.append(Recipe(base, swapped.shape, swapped))
+        else:
+            stored = stored_tensor(tensors, name, tensor.dtype)
+            recipes.append(Recipe(name, stored.shape, stored))
+    return recipes

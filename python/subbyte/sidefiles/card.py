@@ -1,0 +1,178 @@
+"""The front matter of a model card (README.md) as ``general.*`` keys of GGUF, and back.
+
+Front matter is YAML between two lines of three hyphens. Model cards use little of it, and that little is read: texts,
+plain or quoted, folded blocks, and lists of texts; anything nested further (results of evaluations) is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subbyte.errors import Error
+from subbyte.io.gguf import GgufValue
+from subbyte.jsonfile import read_text
+
+Card = dict[str, str | list[str]]
+
+_TEXTS: Mapping[str, Sequence[str]] = {
+    "general.author": ("author", "model_author", "model_creator"),
+    "general.version": ("version", "model_version"),
+    "general.organization": ("organization", "model_organization"),
+    "general.finetune": ("finetune",),
+    "general.basename": ("basename",),
+    "general.description": ("description", "model_description"),
+    "general.license": ("license",),
+    "general.license.name": ("license_name",),
+    "general.license.link": ("license_link",),
+}
+"""Keys by the fields of a card that they come from, the first that is there; in the order they are written."""
+
+LISTS = {"general.tags": ("tags", "pipeline_tag"), "general.languages": ("language", "languages"),
+         "general.datasets": ("datasets", "dataset")}  # fmt: skip
+"""Likewise for lists, of which all that are there count."""
+
+_HUB = "https://huggingface.co/"
+
+
+def read_card(folder: Path, warnings: list[str]) -> Card:
+    """The front matter of the card in ``folder``; empty without one. A card that cannot be read is a warning."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
+    try:
+        return parse_front_matter(read_text(path))
+    except Error as error:
+        warnings.append(f"README.md: {error.message}: the model card is left out")
+        return {}
+
+
+def parse_front_matter(text: str) -> Card:
+    """Texts and lists of texts by field."""
+    lines = text.removeprefix("\ufeff").splitlines()
+    if not lines or lines[0].rstrip() != "---":
+        return {}
+    ends = [at for at, line in enumerate(lines[1:], start=1) if line.rstrip() in ("---", "...")]
+    fields: dict[str, tuple[str, list[str]]] = {}
+    name = ""
+    for line in lines[1 : ends[0]] if ends else []:
+        found = re.match(r"([A-Za-z_][\w.-]*)\s*:(?:\s+(.*))?$", line)
+        if found:
+            name = found[1]
+            fields[name] = (_uncommented(found[2] or ""), [])
+        elif name and line.strip() and not line.lstrip().startswith("#"):
+            fields[name][1].append(line)
+    card: Card = {}
+    for name, (value, below) in fields.items():
+        parsed = _value(value, below)
+        if parsed:
+            card[name] = parsed
+    return card
+
+
+def _uncommented(value: str) -> str:
+    return re.sub(r"(^|\s)#.*", "", value).strip() if value[:1] not in "\"'" else value.strip()
+
+
+def _value(value: str, below: list[str]) -> str | list[str]:
+    if value[:1] in ("|", ">"):
+        joint = "\n" if value[0] == "|" else " "
+        return joint.join(line.strip() for line in below)
+    if value.startswith("[") and value.endswith("]"):
+        items = re.findall(r'"(?:[^"\\]|\\.)*"|\'(?:[^\']|\'\')*\'|[^,\[\]]+', value)
+        return [text for text in map(_text, items) if text]
+    if value:
+        return _text(value)
+    items = [line.strip()[1:].strip() for line in below if re.match(r"\s*-\s+\S", line)]
+    plain = len(items) == len(below) and not any(re.match(r"[\w.-]+:(\s|$)", item) for item in items)
+    return [_text(_uncommented(item)) for item in items] if plain else ""
+
+
+def _text(value: str) -> str:
+    value = value.strip()
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        try:
+            return str(json.loads(value))
+        except ValueError:
+            return value[1:-1]
+    if len(value) > 1 and value[0] == value[-1] == "'":
+        return value[1:-1].replace("''", "'")
+    return value
+
+
+def general_keys(card: Card) -> dict[str, GgufValue]:
+    """The ``general.*`` keys that a card gives."""
+    keys: dict[str, GgufValue] = {}
+    for key, names in _TEXTS.items():
+        value = next((card[name] for name in names if name in card), "")
+        if value:
+            keys[key] = GgufValue("str", value if isinstance(value, str) else ", ".join(value))
+    bases = _listed(card, ("base_model", "base_models"))
+    if bases:
+        keys["general.base_model.count"] = GgufValue("u32", len(bases))
+    for number, base in enumerate(bases):
+        prefix = f"general.base_model.{number}"
+        owner, _, name = base.removeprefix(_HUB).rpartition("/")
+        keys[f"{prefix}.name"] = GgufValue("str", titled(name))
+        version = re.search(r"(?:^|-)(v\d+(?:\.\d+)*)(?:-|$)", name)
+        if version:
+            keys[f"{prefix}.version"] = GgufValue("str", version[1])
+        if owner:
+            keys[f"{prefix}.organization"] = GgufValue("str", titled(owner))
+            keys[f"{prefix}.repo_url"] = GgufValue("str", f"{_HUB}{owner}/{name}")
+    for key, sources in LISTS.items():
+        values = _listed(card, sources)
+        if values:
+            keys[key] = GgufValue("arr[str]", values)
+    return keys
+
+
+def _listed(card: Card, names: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        value = card.get(name, [])
+        found += [value] if isinstance(value, str) else value
+    return list(dict.fromkeys(found))
+
+
+def titled(name: str) -> str:
+    """A model's name from that of its folder: hyphens become spaces, lower-case words get a capital, versions stay."""
+    words = name.replace("-", " ").split()
+    return " ".join(
+        word.title() if word.islower() and not re.match(r"v\d+(\.\d+)*$|\d", word) else word for word in words
+    )
+
+
+def written_card(metadata: Mapping[str, Any]) -> str:
+    """README.md with the front matter that a GGUF file's ``general.*`` keys give; empty where they give none."""
+    front: dict[str, Any] = {
+        name: metadata[key]
+        for key, name in (
+            ("general.license", "license"), ("general.license.name", "license_name"),
+            ("general.license.link", "license_link"),
+        )
+        if isinstance(metadata.get(key), str)
+    }  # fmt: skip
+    bases = []
+    count = metadata.get("general.base_model.count", 0)
+    for number in range(min(count, 64) if isinstance(count, int) else 0):
+        url = metadata.get(f"general.base_model.{number}.repo_url")
+        if isinstance(url, str):
+            bases.append(url.removeprefix(_HUB))
+    lists = {"base_model": bases} | {name[0]: metadata.get(key) for key, name in LISTS.items()}
+    front |= {name: list(map(str, values)) for name, values in lists.items() if values is not None and len(values)}
+    if not front:
+        return ""
+    lines = ["---"]
+    for name, value in front.items():
+        if isinstance(value, list):
+            lines += [f"{name}:", *(f"- {json.dumps(item, ensure_ascii=False)}" for item in value)]
+        else:
+            lines.append(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+    title, text = metadata.get("general.name"), metadata.get("general.description")
+    body = [f"\n# {title}"] if isinstance(title, str) else []
+    body += [f"\n{text}"] if isinstance(text, str) else []
+    return "\n".join([*lines, "---", *body]) + "\n"
