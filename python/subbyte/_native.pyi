@@ -46,6 +46,10 @@ class PackedLayer:
         table: Any | None,
     ) -> None:
         """Decodes rows from `first` on (`op`: affine, biased, table) with float32 scales and offsets into `out`."""
+    def assemble(
+        self, ty: str, first: int, out: Any, *, group: int, zeros: Any | None, scales: Any, minima: Any | None
+    ) -> None:
+        """ggml blocks of rows from `first` on, from int16 zero points and 16-bit scales and minima of the blocks."""
     def turn(self, first: int, out: Any) -> None:
         """Rows from `first` on, whose words run down, as rows of whole words."""
 

@@ -182,6 +182,10 @@ fn check_packed(level: Level) {
                 assert_eq!(want, got, "{op:?} of {bits} bits to 16, round {round}, {level:?}");
             }
         }
+        let (mut want, mut got) = (vec![0u8; n], vec![9u8; n]);
+        (scalar.unpack_row)(bits, &words, &mut want);
+        (k.unpack_row)(bits, &words, &mut got);
+        assert_eq!(want, got, "{bits} bits unpacked, round {round}, {level:?}");
         let (rows, words, stride) = (r.below(40), r.below(40), 40 + r.below(9));
         let src: Vec<u8> = (0..4 * stride * words.max(1)).map(|_| r.bits() as u8).collect();
         let (mut want, mut got) = (vec![0u32; rows * words], vec![1u32; rows * words]);

@@ -69,6 +69,7 @@ impl BytesMut {
 pub trait Plain {}
 impl Plain for f32 {}
 impl Plain for u16 {}
+impl Plain for i16 {}
 impl Plain for u32 {}
 impl Plain for i32 {}
 

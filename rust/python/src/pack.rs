@@ -4,10 +4,11 @@ use crate::arrays::{Bytes, BytesMut, cast, cast_mut};
 use crate::errors::to_py;
 use pyo3::prelude::*;
 use subbyte_core::block::rows::Floats;
+use subbyte_core::pack::assemble::Assembly;
 use subbyte_core::pack::groups::Op;
 use subbyte_core::pack::layer::{Layer, Parameters};
 use subbyte_core::pack::{self, Order};
-use subbyte_core::{Error, Result};
+use subbyte_core::{Error, GgmlType, Result};
 
 /// Unpacks rows of `columns` codes of `bits` bits from little-endian 32-bit words into bytes.
 #[pyfunction]
@@ -124,6 +125,35 @@ impl PackedLayer {
             layer.decode(&parameters, rows, floats)
         };
         py.detach(run).map_err(to_py)
+    }
+
+    /// ggml blocks of rows from `first` on: see `subbyte_core::pack::assemble`.
+    #[pyo3(signature = (ty, first, out, *, group, zeros, scales, minima))]
+    #[expect(clippy::too_many_arguments, reason = "the one call that Python makes, all plain values")]
+    fn assemble(
+        &self,
+        py: Python<'_>,
+        ty: &str,
+        first: usize,
+        mut out: BytesMut,
+        group: usize,
+        zeros: Option<Bytes>,
+        scales: Bytes,
+        minima: Option<Bytes>,
+    ) -> PyResult<()> {
+        py.detach(|| {
+            let ty =
+                GgmlType::from_name(ty).ok_or_else(|| Error::argument(format!("no ggml type is called '{ty}'")))?;
+            let layer = self.layer();
+            let zeros = zeros.as_ref().map(|z| cast(z.get())).transpose()?.unwrap_or(&[]);
+            let minima = minima.as_ref().map(|m| cast(m.get())).transpose()?.unwrap_or(&[]);
+            let assembly = Assembly { ty, group, zeros, scales: cast(scales.get())?, minima };
+            let row = (layer.columns / ty.block() * ty.block_bytes()).max(1);
+            let out = out.get(&[layer.words])?;
+            let rows = first..first.saturating_add(out.len() / row);
+            assembly.run(&layer, rows, out)
+        })
+        .map_err(to_py)
     }
 
     /// The codes of rows from `first` on, whose words run down, as rows of whole words.

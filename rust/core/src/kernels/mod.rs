@@ -110,6 +110,8 @@ pub struct Kernels {
     pub decode_row_f16: fn(row: &PackedRow<'_>, dst: &mut [u16], stream: bool),
     /// `decode_row`, rounded to bf16 bits.
     pub decode_row_bf16: fn(row: &PackedRow<'_>, dst: &mut [u16], stream: bool),
+    /// Unpacks a stream of codes of 1 to 8 bits into bytes.
+    pub unpack_row: fn(bits: usize, words: &[u8], codes: &mut [u8]),
     /// Exchanges rows and columns of words: `dst[r * n + w]` = word `w * stride + r` of `src`, for `rows` rows.
     pub turn: fn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &mut [u32]),
     /// Writes `x` everywhere past the caches: the write limit that benches compare decoders with.
@@ -242,6 +244,10 @@ static SCALAR: Kernels = Kernels {
     },
     decode_row_f16: |row, dst, _| narrow_row(row, dst, crate::float::f32_to_f16),
     decode_row_bf16: |row, dst, _| narrow_row(row, dst, crate::float::f32_to_bf16),
+    unpack_row: |bits, words, codes| {
+        check_unpack(bits, words, codes);
+        crate::pack::unpack_row(crate::pack::Order::Stream, bits, words, codes);
+    },
     turn: |src, stride, rows, n, dst| {
         check_turn(src, stride, rows, n, dst);
         for r in 0..rows {
@@ -259,6 +265,10 @@ fn narrow_row(row: &PackedRow<'_>, dst: &mut [u16], narrow: fn(f32) -> u16) {
     let mut wide = vec![0f32; dst.len()];
     row.decode(0, &mut wide);
     dst.iter_mut().zip(wide).for_each(|(to, x)| *to = narrow(x));
+}
+
+fn check_unpack(bits: usize, words: &[u8], codes: &[u8]) {
+    assert!((1..=8).contains(&bits) && words.len() >= (codes.len() * bits).div_ceil(8));
 }
 
 fn check_turn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &[u32]) {
@@ -373,6 +383,15 @@ macro_rules! level {
                     }
                 }
             }
+            fn unpack_row(bits: usize, words: &[u8], codes: &mut [u8]) {
+                #[target_feature(enable = $features)]
+                unsafe fn run(bits: usize, words: &[u8], codes: &mut [u8]) {
+                    unsafe { generic::packed::unpack::<$simd>(bits, words, codes) }
+                }
+                check_unpack(bits, words, codes);
+                // SAFETY: as above.
+                unsafe { run(bits, words, codes) }
+            }
             fn turn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &mut [u32]) {
                 #[target_feature(enable = $features)]
                 unsafe fn run(src: &[u8], stride: usize, rows: usize, n: usize, dst: &mut [u32]) {
@@ -400,6 +419,7 @@ macro_rules! level {
                 decode_row,
                 decode_row_f16,
                 decode_row_bf16,
+                unpack_row,
                 turn,
                 stream_fill,
             }

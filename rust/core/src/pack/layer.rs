@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Rows that one task decodes together; with words that run down, one line of the cache holds those of 16 rows.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 /// Columns that are decoded at a time: their words, and their values before they are narrowed, stay in the caches.
-const COLUMNS: usize = 1024;
+pub(super) const COLUMNS: usize = 1024;
 /// Destinations of at least this many bytes are written past the caches.
 const STREAM_BYTES: usize = 8 << 20;
 
@@ -80,7 +80,7 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
-    fn check_rows(&self, rows: &Range<usize>, found: usize, per_row: usize) -> Result<()> {
+    pub(super) fn check_rows(&self, rows: &Range<usize>, found: usize, per_row: usize) -> Result<()> {
         if rows.start > rows.end || rows.end > self.rows || found != rows.len() * per_row {
             return Err(Error::argument(format!(
                 "rows {} to {} of {} with {per_row} elements each do not fit a destination of {found}",
@@ -164,7 +164,7 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
-    /// Calls `each` with row (of the task), first column and codes for every piece of the rows that make `elements`.
+    /// Calls `each` with row (of the task), first column and parameters for every piece of the rows that make `elements`.
     fn task(
         &self,
         k: &Kernels,
@@ -173,39 +173,45 @@ impl<'a> Layer<'a> {
         elements: usize,
         mut each: impl FnMut(usize, usize, &Row<'_>),
     ) {
-        let rows = elements / self.columns;
         let groups = parameters.groups(self.columns);
-        let mut scratch = Vec::new();
         let mut own = (Vec::new(), Vec::new());
+        self.pieces(k, first..first + elements / self.columns, |row, at, words| {
+            let of_row = if parameters.flat { 0 } else { (first + row) * groups };
+            let mut line = Row {
+                op: parameters.op,
+                bits: self.bits,
+                words,
+                high_first: self.high_first,
+                first: if parameters.flat { (first + row) * self.columns + at } else { at },
+                group: parameters.group,
+                scales: &parameters.scales[of_row..],
+                offsets: parameters.offsets.get(of_row..).unwrap_or(&[]),
+                table: parameters.table,
+            };
+            if let Some(group_of) = parameters.group_of {
+                let end = self.columns.min(at + COLUMNS);
+                let spread = |to: &mut Vec<f32>, from: &[f32]| {
+                    to.clear();
+                    if !from.is_empty() {
+                        to.extend(group_of[at..end].iter().map(|g| from[*g as usize]));
+                    }
+                };
+                spread(&mut own.0, line.scales);
+                spread(&mut own.1, line.offsets);
+                line = Row { first: 0, group: 1, scales: &own.0, offsets: &own.1, ..line };
+            }
+            each(row, at, &line);
+        });
+    }
+
+    /// Calls `each` with row (of `rows`), first column and the bytes of the codes for every piece of [`COLUMNS`] columns.
+    pub(super) fn pieces(&self, k: &Kernels, rows: Range<usize>, mut each: impl FnMut(usize, usize, &[u8])) {
+        let mut scratch = Vec::new();
         for at in (0..self.columns).step_by(COLUMNS) {
             let end = self.columns.min(at + COLUMNS);
-            let (lines, step) = self.lines(k, first..first + rows, at..end, &mut scratch);
-            for row in 0..rows {
-                let of_row = if parameters.flat { 0 } else { (first + row) * groups };
-                let offsets = parameters.offsets.get(of_row..).unwrap_or(&[]);
-                let mut line = Row {
-                    op: parameters.op,
-                    bits: self.bits,
-                    words: &lines[row * step..],
-                    high_first: self.high_first,
-                    first: if parameters.flat { (first + row) * self.columns + at } else { at },
-                    group: parameters.group,
-                    scales: &parameters.scales[of_row..],
-                    offsets,
-                    table: parameters.table,
-                };
-                if let Some(group_of) = parameters.group_of {
-                    let spread = |to: &mut Vec<f32>, from: &[f32]| {
-                        to.clear();
-                        if !from.is_empty() {
-                            to.extend(group_of[at..end].iter().map(|g| from[*g as usize]));
-                        }
-                    };
-                    spread(&mut own.0, line.scales);
-                    spread(&mut own.1, line.offsets);
-                    line = Row { first: 0, group: 1, scales: &own.0, offsets: &own.1, ..line };
-                }
-                each(row, at, &line);
+            let (lines, step) = self.lines(k, rows.clone(), at..end, &mut scratch);
+            for row in 0..rows.len() {
+                each(row, at, &lines[row * step..]);
             }
         }
     }
@@ -264,7 +270,7 @@ impl Parameters<'_> {
 }
 
 /// Runs `task` on pieces of `dst`, in parallel where there are several.
-fn run<T: Send>(dst: &mut [T], piece: usize, task: impl Fn(usize, &mut [T]) + Sync + Send) {
+pub(super) fn run<T: Send>(dst: &mut [T], piece: usize, task: impl Fn(usize, &mut [T]) + Sync + Send) {
     if dst.is_empty() {
         return;
     }

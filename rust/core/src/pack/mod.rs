@@ -10,9 +10,11 @@
 //! * [`Order::Planar`]: 32 codes become `bits` words: the planes of bits of widths that divide 32, low plane first, each
 //!   plane in `Aligned` order (GPTQ `gptq_p`).
 
+pub mod assemble;
 pub mod groups;
 pub mod layer;
 
+use crate::kernels::kernels;
 use crate::{Error, Result};
 
 /// How codes lie in words.
@@ -66,7 +68,10 @@ fn planes(bits: usize) -> &'static [usize] {
 pub fn unpack(order: Order, bits: usize, words: &[u8], columns: usize, codes: &mut [u8]) -> Result<()> {
     let row = check(order, bits, words.len(), columns, codes.len())?;
     for (words, codes) in words.chunks_exact(row).zip(codes.chunks_exact_mut(columns)) {
-        unpack_row(order, bits, words, codes);
+        match order {
+            Order::Stream => (kernels().unpack_row)(bits, words, codes),
+            _ => unpack_row(order, bits, words, codes),
+        }
     }
     Ok(())
 }
@@ -108,7 +113,8 @@ fn check(order: Order, bits: usize, words: usize, columns: usize, codes: usize) 
     Ok(row)
 }
 
-fn unpack_row(order: Order, bits: usize, words: &[u8], codes: &mut [u8]) {
+/// Unpacks the codes of a row: the definition.
+pub fn unpack_row(order: Order, bits: usize, words: &[u8], codes: &mut [u8]) {
     let mask = ((1u32 << bits) - 1) as u8;
     match order {
         Order::Stream => {

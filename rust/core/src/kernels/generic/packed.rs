@@ -3,6 +3,7 @@
 use crate::kernels::generic::convert;
 use crate::kernels::simd::{LANES, Simd};
 use crate::pack::groups::{Op, Row};
+use crate::pack::{Order, unpack_row};
 
 /// Decodes the row, [`Row::decode`] bit for bit. `row.check(out.len())` has passed.
 #[inline(always)]
@@ -169,6 +170,24 @@ unsafe fn by_table<S: Simd, const F16: bool, const STREAM: bool>(row: &Row<'_>, 
             done += n;
         }
     }
+}
+
+/// Unpacks a stream of codes, [`unpack_row`] bit for bit. The bytes of all codes are there.
+#[inline(always)]
+pub unsafe fn unpack<S: Simd>(bits: usize, words: &[u8], codes: &mut [u8]) {
+    let mask = ((1u64 << bits) - 1) * 0x0101_0101_0101_0101;
+    let safe = if words.len() < 8 { 0 } else { (words.len() - 8) / bits * 8 + 8 };
+    let whole = (codes.len() / 8 * 8).min(safe);
+    unsafe {
+        let (mut from, mut to) = (words.as_ptr(), codes.as_mut_ptr());
+        for _ in 0..whole / 8 {
+            let eight = S::deposit(u64::from_le(from.cast::<u64>().read_unaligned()), bits as u32, mask);
+            to.cast::<u64>().write_unaligned(eight.to_le());
+            from = from.wrapping_add(bits);
+            to = to.wrapping_add(8);
+        }
+    }
+    unpack_row(Order::Stream, bits, &words[whole / 8 * bits..], &mut codes[whole..]);
 }
 
 /// `dst[r * n + w] = src[w * stride + r]` for `r < rows`, `w < n`, in words of 32 bits.
