@@ -1,0 +1,1 @@
+"""Routes between formats: the best class a conversion can have, decided by the actual values."""

@@ -1,0 +1,131 @@
+"""How well a target holds a weight, and what targets promise.
+
+Classes, best first: ``exact``: the same codes, perhaps in another order or with their offset elsewhere;
+``exact-value``: other codes with equal values; ``rounded``: codes stay, a parameter rounds within a stated bound;
+``requantized``: the values are quantized again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from subbyte.errors import UnsupportedError
+from subbyte.forms import Form
+from subbyte.planes import Plane
+
+KINDS = ("exact", "exact-value", "rounded", "requantized")
+
+
+class MisfitError(UnsupportedError):
+    """A target cannot hold a weight without quantizing it again; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A weight in the terms of a target.
+
+    Attributes:
+        form: what the target's format writes.
+        kind: ``exact``, ``exact-value`` or ``rounded``.
+        params: the format's parameters for this layer.
+        bound: for ``rounded``: the largest relative change of a parameter.
+        why: for ``rounded``: what rounds.
+    """
+
+    form: Form
+    kind: str = "exact"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    bound: float = 0.0
+    why: str = ""
+
+    def then(self, form: Form, kind: str = "exact", bound: float = 0.0, why: str = "") -> Fit:
+        """After another step: the worse kind, the sum of the bounds."""
+        worse = max(self.kind, kind, key=KINDS.index)
+        return Fit(form, worse, self.params, self.bound + bound, "; ".join(filter(None, (self.why, why))))
+
+    def with_params(self, **params: Any) -> Fit:
+        """The same with parameters."""
+        return Fit(self.form, self.kind, params, self.bound, self.why)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A setting of a target.
+
+    Attributes:
+        default: its value when it is not given; None for "as the source has it, else the table's default".
+        about: one line for people.
+        choices: what it may be; anything of the default's type if empty.
+    """
+
+    default: Any
+    about: str
+    choices: tuple[Any, ...] = ()
+
+
+class Target(ABC):
+    """A checkpoint format as a target of conversions.
+
+    Attributes:
+        id: its format id.
+        options: what can be set with ``--set``.
+    """
+
+    id: str
+    options: Mapping[str, Option]
+
+    @abstractmethod
+    def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
+        """The weight as the target holds it, without quantizing it again.
+
+        Raises:
+            MisfitError: it cannot.
+        """
+
+    @abstractmethod
+    def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
+        """Parameters of the format's encoder for a weight of floats (the defaults are in ``options``)."""
+
+    def tensor(self, weight: str, plane: str) -> str:
+        """Name of the tensor of a plane of the weight called ``weight``."""
+        return f"{weight.removesuffix('.weight')}.{plane}"
+
+    @abstractmethod
+    def config(self, layers: Mapping[str, Mapping[str, Any]], dense: Sequence[str]) -> Settings:
+        """What describes the checkpoint.
+
+        Args:
+            layers: parameters by name of the weight, of every quantized layer.
+            dense: names of weights with two or more dimensions that are not quantized.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where a checkpoint says how it is quantized.
+
+    Attributes:
+        config: keys of config.json.
+        files: JSON files beside the weights by name.
+        metadata: strings in the header of each safetensors file.
+    """
+
+    config: Mapping[str, Any]
+    files: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def value(options: Mapping[str, Any], target: Target, key: str, source: Any = None) -> Any:
+    """An option: as given, else as the source has it, else the default."""
+    given = options.get(key)
+    if given is not None:
+        return given
+    return source if source is not None else target.options[key].default
+
+
+def planes_of(planes: Mapping[str, Plane], target: Target, weight: str) -> dict[str, Plane]:
+    """Planes by the name of their tensor."""
+    return {target.tensor(weight, name): plane for name, plane in planes.items()}
