@@ -35,8 +35,7 @@ def affine(form: Form) -> Fit:
     if isinstance(form, Affine):
         return Fit(form)
     if isinstance(form, Ternary):
-        found = form.multipliers()
-        multipliers = np.broadcast_to(found, (form.rows, found.shape[1]))
+        multipliers = np.broadcast_to(form.multipliers(), (form.rows, form.multipliers().shape[1]))
         scales = narrowest(np.ascontiguousarray(multipliers))
         bound = 2.0**-24 if form.inverse else 0.0
         group_size = form.group_size if scales.shape[1] > 1 else form.columns
@@ -50,11 +49,11 @@ def affine(form: Form) -> Fit:
         zeros = form.zeros.float32()
         return Fit(Affine(form.shape, form.codes, form.scales, _integers(zeros), form.group_size))
     if isinstance(form, Biased):
-        scales, biases = form.scales.float32().astype(np.float64), form.biases.float32().astype(np.float64)
+        steps, biases = form.scales.float32().astype(np.float64), form.biases.float32().astype(np.float64)
         with np.errstate(all="ignore"):
-            zeros = np.where(biases == 0, 0, -biases / scales)
+            zeros = np.where(biases == 0, 0, -biases / steps)
         whole = _integers(zeros) + np.int16(form.signed)
-        if np.any(-(whole - form.signed) * scales != biases):
+        if np.any(-(whole - form.signed) * steps != biases):
             raise MisfitError("a bias is no whole multiple of its scale")
         if np.abs(whole).max(initial=0) > 1 << form.codes.bits:
             raise MisfitError("a bias is too far from the codes for an integer zero point")

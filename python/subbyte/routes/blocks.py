@@ -134,7 +134,9 @@ def _as_affine(form: Form) -> Affine:
 
 def _minima(form: Biased, bits: int) -> Fit:
     if form.codes.bits > bits or form.signed or form.scales.kind != "F16" or form.group_size % 32:
-        raise MisfitError(f"codes of {form.codes.bits} bits with {form.scales.kind} scales in groups of {form.group_size}")
+        raise MisfitError(
+            f"codes of {form.codes.bits} bits with {form.scales.kind} scales in groups of {form.group_size}"
+        )
     if form.group_size == 32:
         return Fit(form)
     chosen = np.arange(form.columns // 32) * 32 // form.group_size
@@ -149,7 +151,7 @@ def _small_floats(form: Form, type: str) -> Fit:
     if type == "NVFP4" and np.any(form.scales.data & 0x80):
         raise MisfitError("a block scale is negative, which NVFP4 of GGUF has no room for")
     if form.divisor is not None:
-        multiplier = np.float32(1) / form.divisor
+        multiplier = np.float32(1 / np.float64(form.divisor))
         found = replace(form, divisor=None, multiplier=multiplier)
         exact = bool(multiplier * np.float64(form.divisor) == 1)
         return Fit(found) if exact else Fit(found, "rounded", bound=2.0**-24, why="the reciprocal of the scale rounds")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from subbyte.errors import UnsupportedError
 from subbyte.forms import Form
@@ -74,8 +74,8 @@ class Target(ABC):
         options: what can be set with ``--set``.
     """
 
-    id: str
-    options: Mapping[str, Option]
+    id: ClassVar[str]
+    options: ClassVar[Mapping[str, Option]]
 
     @abstractmethod
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:

@@ -1,0 +1,217 @@
+"""Targets of integer codes: GPTQ, AWQ, compressed-tensors' ``pack-quantized``, MLX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from subbyte.forms import Affine, Biased, Form
+from subbyte.planes import FLOATS
+from subbyte.routes import adapt
+from subbyte.routes.fit import Fit, MisfitError, Option, Settings, Target, value
+
+_GROUP = Option(None, "columns of a group; -1 for whole rows (default: the source's, else 128)")
+
+
+def as_affine(form: Form) -> Affine:
+    """The form, which is known to be affine."""
+    if not isinstance(form, Affine):
+        raise TypeError(f"expected an affine form, found {form!r}")
+    return form
+
+
+def _prepared(form: Form, options: Mapping[str, Any], target: Target) -> tuple[Fit, Affine]:
+    """The weight with integer zeros, in the bits and groups that are asked for."""
+    step = adapt.affine(form)
+    found = as_affine(step.form)
+    size = options.get("group_size")
+    if size is not None:
+        found = adapt.in_groups(found, found.columns if size == -1 else size)
+    wider = adapt.with_bits(found, value(options, target, "bits", found.codes.bits))
+    step = step.then(wider.form, wider.kind, wider.bound, wider.why)
+    return step, as_affine(step.form)
+
+
+def _group(form: Affine) -> int:
+    return -1 if form.group_size >= form.columns else form.group_size
+
+
+def _matrix(form: Form, id: str) -> None:
+    if len(form.shape) != 2:
+        raise MisfitError(f"{id} stores matrices; this weight has shape {list(form.shape)}")
+
+
+class Gptq(Target):
+    """GPTQ: zeros as integers, scales in F16. ``gptq`` is v1, ``gptq.v2`` stores zeros as they are."""
+
+    id = "gptq"
+    options: ClassVar[Mapping[str, Option]] = {
+        "bits": Option(None, "bits of a code (default: the source's, else 4)", (2, 3, 4, 5, 6, 7, 8)),
+        "group_size": _GROUP,
+        "sym": Option(None, "zeros in the middle of the range (default: as the source, else true)", (True, False)),
+        "version": Option(None, "gptq, gptq_v2 or gptq_p (default: gptq, or gptq_v2 where a zero is 0)"),
+    }
+
+    def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
+        _matrix(form, self.id)
+        step, found = _prepared(form, options, self)
+        last = adapt.with_scales(found, "F16")
+        step = step.then(last.form, last.kind, last.bound, last.why)
+        found = as_affine(step.form)
+        bits = found.codes.bits
+        multiple = 32 // bits if bits in (2, 4, 8) else 32
+        if bits == 1 or found.rows % multiple or found.columns % multiple:
+            raise MisfitError(f"a weight {list(form.shape)}: {bits} bits need sides that {multiple} divides")
+        label = options.get("version") or self._label(found)
+        return step.with_params(quantization_config=self._config(found, label))
+
+    def _label(self, form: Affine) -> str:
+        if form.codes.bits in (5, 6, 7):
+            return "gptq_p"
+        lowest = form.zeros if isinstance(form.zeros, int) else int(form.zeros.min(initial=1))
+        return "gptq_v2" if lowest == 0 else "gptq"
+
+    def _config(self, form: Affine, label: str) -> dict[str, Any]:
+        return {
+            "quant_method": "gptq", "bits": form.codes.bits, "group_size": _group(form),
+            "desc_act": form.group_of is not None, "sym": form.symmetric, "checkpoint_format": label,
+        }  # fmt: skip
+
+    def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
+        bits = value(options, self, "bits", 4)
+        label = options.get("version") or ("gptq_p" if bits in (5, 6, 7) else "gptq_v2")
+        config = {
+            "quant_method": "gptq", "bits": bits, "group_size": value(options, self, "group_size", 128),
+            "desc_act": False, "sym": value(options, self, "sym", True), "checkpoint_format": label,
+        }  # fmt: skip
+        return {"quantization_config": config}
+
+    def config(self, layers: Mapping[str, Mapping[str, Any]], dense: Sequence[str]) -> Settings:
+        return Settings({"quantization_config": _merged(layers, "dynamic")})
+
+
+class Awq(Target):
+    """AWQ, layout ``gemm`` unless asked otherwise: 4 bits, zeros as integers, scales in F16."""
+
+    id = "awq"
+    options: ClassVar[Mapping[str, Option]] = {
+        "bits": Option(4, "bits of a code", (4,)),
+        "group_size": _GROUP,
+        "version": Option("gemm", "layout", ("gemm", "gemv", "gemv_fast")),
+    }
+
+    def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
+        _matrix(form, self.id)
+        step, found = _prepared(form, {**options, "bits": 4}, self)
+        if found.group_of is not None:
+            raise MisfitError("columns are out of order (act-order), which AWQ has no place for")
+        last = adapt.with_scales(found, "F16")
+        step = step.then(last.form, last.kind, last.bound, last.why)
+        found = as_affine(step.form)
+        if found.columns % found.group_size or found.rows % 32:
+            raise MisfitError(f"a weight {list(form.shape)} in groups of {found.group_size}: AWQ needs whole groups "
+                              "and a multiple of 32 outputs")  # fmt: skip
+        return step.with_params(quantization_config=self._config(_group(found), options))
+
+    def _config(self, group_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "quant_method": "awq", "bits": 4, "group_size": group_size, "zero_point": True,
+            "version": value(options, self, "version"), "modules_to_not_convert": None,
+        }  # fmt: skip
+
+    def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
+        return {"quantization_config": self._config(value(options, self, "group_size", 128), options)}
+
+    def config(self, layers: Mapping[str, Mapping[str, Any]], dense: Sequence[str]) -> Settings:
+        config = dict(one_config(layers))
+        config["modules_to_not_convert"] = [name.removesuffix(".weight") for name in dense] or None
+        return Settings({"quantization_config": config})
+
+
+class Mlx(Target):
+    """MLX ``affine``: code * scale + bias in groups of 32, 64 or 128."""
+
+    id = "mlx"
+    options: ClassVar[Mapping[str, Option]] = {
+        "bits": Option(None, "bits of a code (default: the source's, else 4)", (2, 3, 4, 5, 6, 8)),
+        "group_size": _GROUP,
+        "scale_type": Option(None, "type of scales (default: the source's, or F32 where that rounds)", FLOATS),
+    }
+
+    def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
+        if isinstance(form, Biased) and not options and form.group_size in (32, 64, 128) and not form.signed:
+            return self._with(Fit(form))
+        step, found = _prepared(form, options, self)
+        if found.codes.bits == 7:
+            wider = adapt.symmetric(found, 8)
+            step = step.then(wider.form, wider.kind)
+            found = as_affine(step.form)
+        if found.group_size not in (32, 64, 128):
+            size = next((g for g in (128, 64, 32) if found.group_size % g == 0), None)
+            if size is None:
+                raise MisfitError(f"groups of {found.group_size} columns: MLX has 32, 64 and 128")
+            found = adapt.in_groups(found, size)
+        if found.columns % found.group_size:
+            raise MisfitError(f"rows of {found.columns} columns are no whole groups of {found.group_size}")
+        wanted = options.get("scale_type")
+        kinds = [wanted] if wanted else [found.scales.kind, "F32"]
+        fits = [adapt.biased(found, kind) for kind in kinds]
+        last = next((fit for fit in fits if fit.kind == "exact"), fits[-1])
+        return self._with(step.then(last.form, last.kind, last.bound, last.why))
+
+    def _with(self, step: Fit) -> Fit:
+        form = step.form
+        if not isinstance(form, Biased):
+            raise TypeError(f"expected biases, found {form!r}")
+        return step.with_params(quantization={"group_size": form.group_size, "bits": form.codes.bits, "mode": "affine"})
+
+    def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
+        size = value(options, self, "group_size", 64)
+        return {"quantization": {"group_size": size, "bits": value(options, self, "bits", 4), "mode": "affine"}}
+
+    def config(self, layers: Mapping[str, Mapping[str, Any]], dense: Sequence[str]) -> Settings:
+        config = _by_path(layers, "quantization")
+        return Settings({"quantization": config, "quantization_config": config}, metadata={"format": "mlx"})
+
+
+def one_config(layers: Mapping[str, Mapping[str, Any]], key: str = "quantization_config") -> Mapping[str, Any]:
+    """The settings that all layers share.
+
+    Raises:
+        MisfitError: they differ, and the format has one place for them.
+    """
+    configs = [params[key] for params in layers.values()]
+    first = next(iter(layers), "")
+    for name, config in zip(layers, configs, strict=True):
+        if config != configs[0]:
+            raise MisfitError(
+                f"its settings differ from those of '{first}', and the format has one for all", tensor=name
+            )
+    found: Mapping[str, Any] = configs[0]
+    return found
+
+
+def _common(layers: Mapping[str, Mapping[str, Any]], key: str) -> Mapping[str, Any]:
+    """The settings that most layers have."""
+    configs = [params[key] for params in layers.values()]
+    found: Mapping[str, Any] = max(configs, key=configs.count)
+    return found
+
+
+def _merged(layers: Mapping[str, Mapping[str, Any]], exceptions: str) -> dict[str, Any]:
+    """Settings with those of single modules under ``exceptions``, by a pattern of the whole name."""
+    common = _common(layers, "quantization_config")
+    others = {}
+    for name, params in layers.items():
+        own = params["quantization_config"]
+        if own != common:
+            pattern = name.removesuffix(".weight").replace(".", r"\.") + "$"
+            others[pattern] = {key: found for key, found in own.items() if common.get(key) != found}
+    return {**common, exceptions: others} if others else dict(common)
+
+
+def _by_path(layers: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """Settings with those of single modules under their paths, as MLX keeps them."""
+    common = _common(layers, key)
+    others = {name.removesuffix(".weight"): params[key] for name, params in layers.items() if params[key] != common}
+    return {**common, **others}
