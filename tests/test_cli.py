@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -249,6 +250,18 @@ def test_a_terminal_shows_progress_and_no_color_is_respected(tmp_path: Path, ric
     os.close(parent)
     assert code == 0
     assert "converting" in shown
+    assert not re.search(r"\x1b\[[\d;]*m", shown)
+
+
+@pytest.mark.parametrize("mode", ["bar", "log", "json"])
+def test_progress_with_a_name_that_looks_like_markup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    metadata = {"general.architecture": "llama", "llama.block_count": 1}
+    write_gguf(tmp_path / "a.gguf", metadata, {"[/bold]": np.ones((2, 32), np.float32)})
+    code, _, err = run(capsys, "verify", tmp_path / "a.gguf", "--progress", mode)
+    assert code == 0
+    assert mode == "bar" or "[/bold]" in err  # a bar needs a terminal
 
 
 def test_the_listed_conversions_are_what_a_conversion_does(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_the_planned_size_is_the_size(tmp_path: Path, source: Path, target: str)
     assert not list(tmp_path.iterdir())
     report = subbyte.convert(source, tmp_path / "out.gguf", to=target, lossy=True)
     assert plan.nbytes == report.nbytes == (tmp_path / "out.gguf").stat().st_size
+    assert plan.table() == report.table()
     assert [(row.name, row.type, row.nbytes, row.kind) for row in plan.rows] == [
         (row.name, row.type, row.nbytes, row.kind) for row in report.tensors
     ]

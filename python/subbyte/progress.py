@@ -93,14 +93,21 @@ def _bar(what: str) -> Iterator[Progress]:
     """rich's bar if it is installed, else a percentage."""
     try:
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import Progress as RichProgress
     except ImportError:
         with _percentage(what) as percent:
             yield percent
         return
+    from subbyte.convert.report import printable
+
     with RichProgress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=f"{what} {name}")
+
+        def show(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{what} {escape(printable(name))}")
+
+        yield show
 
 
 @contextmanager
