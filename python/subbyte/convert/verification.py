@@ -158,7 +158,7 @@ def verify(
     origins = {} if source is None else {recipe.name: recipe for recipe in source.recipes}
     total = sum(recipe.elements for recipe in checked)
     hashes, failures = _promised(path)
-    how = [f"{sum(recipe.source_nbytes for recipe in checked.recipes):,} bytes of tensors: scales and values finite"]
+    how = [f"{sum(recipe.source_nbytes for recipe in checked):,} bytes of tensors: scales and values finite"]
     how += [f"{len(hashes)} hashes of the manifest"] if hashes else []
     how += [] if origin_path is None else [f"values against {origin_path}"]
     rows, done = [], 0
