@@ -204,16 +204,18 @@ class Checkpoint(OpenFiles[Weight]):
                 lambda: source.raw(name).reshape(rows),
             )
 
-        found = identify(config, source, partial(_side_file, path))
-        if found is None:
-            return cls(path, source, {name: weight(name) for name in source}, config)
-        id, settings = found
-        folder = Folder(source, config, settings, partial(_side_file, path))
         try:
+            found = identify(config, source, partial(_side_file, path))
+            if found is None:
+                return cls(path, source, {name: weight(name) for name in source}, config)
+            id, settings = found
+            folder = Folder(source, config, settings, partial(_side_file, path))
             layers = checkpoint_format(id).layers(folder)
         except Error as e:
             e.file = e.file or os.fspath(path)
             raise
+        if not layers:
+            folder.notes.append(f"the settings say '{id}', but no tensor is quantized")
         weights = {layer.name: _layer_weight(source, id, layer) for layer in layers}
         taken = {tensor for layer in layers for tensor in layer.planes.values()}
         clash = next((name for name in source if name in weights and name not in taken), None)

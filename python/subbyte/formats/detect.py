@@ -67,7 +67,10 @@ def _from_config(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | N
         return ("mlx", mlx) if isinstance(mlx, Mapping) else None
     if method == "auto-round":
         packing = str((settings or {}).get("packing_format"))
-        return ("awq" if "awq" in packing else "gptq"), settings or {}
+        ids = {"awq": "awq", "llm_compressor": "compressed-tensors"}
+        return next((id for part, id in ids.items() if part in packing), "gptq"), settings or {}
+    if not isinstance(method, str):
+        raise FormatError(f"setting 'quant_method' is {method!r:.60}: expected a string")
     if method not in METHODS:
         raise UnsupportedError(f"quantized with '{method}', which subbyte does not know")
     return METHODS[method], settings or {}

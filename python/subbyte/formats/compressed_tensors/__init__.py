@@ -171,51 +171,58 @@ def _modules(folder: Folder) -> dict[str, dict[str, str]]:
     return found
 
 
+def _sides(folder: Folder, name: str) -> list[int]:
+    """The elements of a tensor that holds a shape."""
+    tensor = folder.source[name]
+    if tensor.dtype not in ("I64", "I32") or not 0 < tensor.nbytes <= 24:
+        raise FormatError(f"holds {tensor.dtype} {list(tensor.shape)}: expected the sides of a weight", tensor=name)
+    return [int(side) for side in folder.source.array(name).reshape(-1)]
+
+
 def _dense_shape(folder: Folder, tensors: Mapping[str, str], scheme: Scheme | None) -> tuple[int, ...]:
     """The shape of the weight, from headers where they tell it."""
-    header = {plane: folder.source[name] for plane, name in tensors.items()}
-    if "weight" in header:
-        return header["weight"].shape
-    if "weight_packed" not in header:
-        shape = "shape" if "shape" in tensors else "weight.shape"
-        return tuple(int(side) for side in folder.source.array(tensors[shape]).reshape(-1))
-    packed = header["weight_packed"]
+    if "weight" in tensors:
+        return folder.source[tensors["weight"]].shape
+    if "weight_packed" not in tensors:
+        return tuple(_sides(folder, tensors["shape" if "shape" in tensors else "weight.shape"]))
+    packed, scale = (folder.source[tensors[plane]] for plane in ("weight_packed", "weight_scale"))
     if not packed.shape:
         raise FormatError("has no dimensions: expected packed codes", tensor=packed.name)
-    if scheme is not None and scheme.group_size and header["weight_scale"].shape:
-        return (*packed.shape[:-1], header["weight_scale"].shape[-1] * scheme.group_size)
+    if scheme is not None and scheme.group_size and scale.shape:
+        return (*packed.shape[:-1], scale.shape[-1] * scheme.group_size)
+    return (*packed.shape[:-1], _packed_columns(folder, tensors))
+
+
+def _packed_columns(folder: Folder, tensors: Mapping[str, str]) -> int:
     if "weight_shape" not in tensors:
-        bits = 4 if scheme is None else scheme.bits
-        return (*packed.shape[:-1], packed.shape[-1] * 8 // bits)
-    columns = folder.source.array(tensors["weight_shape"]).reshape(-1)
-    return (*packed.shape[:-1], int(columns[-1]) if columns.size else 0)
+        absent = tensors["weight_packed"].removesuffix("packed") + "shape"
+        raise FormatError(f"tensor '{absent}', which belongs to it, is missing", tensor=tensors["weight_packed"])
+    return _sides(folder, tensors["weight_shape"])[-1]
 
 
 def _guess(folder: Folder, tensors: Mapping[str, str]) -> dict[str, Any]:
     """Settings of a module whose checkpoint has none, by its planes."""
     header = {plane: folder.source[name] for plane, name in tensors.items()}
+    main, scale = header.get("weight_packed") or header.get("weight"), header["weight_scale"]
     format = format_of({plane: tensor.dtype for plane, tensor in header.items()})
-    scale = header["weight_scale"].shape
+    if main is None or format is None or not main.shape:
+        raise FormatError("there are no settings, and its planes tell no format", tensor=scale.name)
     weights: dict[str, Any] = {"type": "float", "num_bits": 8, "strategy": "tensor"}
-    if format is None:
-        raise FormatError("the settings have no groups, and the planes tell no format", tensor=f"{tensors}"[:80])
+    columns = main.shape[-1]
     if format in ("pack-quantized", "int-quantized"):
         weights |= {"type": "int", "symmetric": "weight_zero_point" not in tensors}
     if format == "pack-quantized":
-        columns = int(folder.source.array(tensors["weight_shape"]).reshape(-1)[-1]) if "weight_shape" in tensors else 0
-        weights["num_bits"] = header["weight_packed"].shape[-1] * 32 // max(columns, 1)
-    elif format in BLOCK_FORMATS:
-        if format == "mxfp4-pack-quantized" and header["weight_packed"].shape[-1] == scale[-1] * 24:
-            format = "mxfp6-pack-quantized"
+        columns = max(_packed_columns(folder, tensors), 1)
+        weights["num_bits"] = main.shape[-1] * 32 // columns
+    if format in BLOCK_FORMATS:
+        if scale.shape and main.shape[-1] == scale.shape[-1] * 24:
+            format = "mxfp6-pack-quantized"  # 24 bytes for 32 elements
         _, bits, block = BLOCK_FORMATS[format]
         weights |= {"num_bits": bits, "group_size": block, "strategy": "group"}
-    if "group_size" not in weights and len(scale) > 1:
-        columns = columns if format == "pack-quantized" else header["weight"].shape[-1]
-        weights |= (
-            {"strategy": "channel"}
-            if scale[-1] == 1
-            else {"strategy": "group", "group_size": max(columns // max(scale[-1], 1), 1)}
-        )
+    elif len(scale.shape) > 1 and scale.shape[-1] == 1:
+        weights["strategy"] = "channel"
+    elif len(scale.shape) > 1:
+        weights |= {"strategy": "group", "group_size": max(columns // max(scale.shape[-1], 1), 1)}
     return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "format": format}}}
 
 

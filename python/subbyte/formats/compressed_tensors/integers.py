@@ -52,7 +52,7 @@ def read(planes: Mapping[str, Any], scheme: Scheme, format: str) -> Affine:
 
 
 def _shape(planes: Mapping[str, Any], words: Plane) -> tuple[int, ...]:
-    found = _planes.get(planes, "weight_shape", ("I64", "I32"), (None,)).data
+    found = _planes.get(planes, "weight_shape", ("I64", "I32"), (None,)).data[-4:]
     *before, width = words.shape if words.data.ndim else (0,)
     shape = (*before, int(found[-1])) if found.size else ()
     said = [int(side) for side in found]
