@@ -177,6 +177,12 @@ def rounded(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
     return Plane(bfloat16_bits(values), "BF16").float32()
 
 
+def promoted(*kinds: str) -> str:
+    """The type in which values of these float types are computed together: their own if they have one, else F32."""
+    distinct = set(kinds)
+    return distinct.pop() if len(distinct) == 1 else "F32"
+
+
 def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """``values`` as the bits of bfloat16, rounded to nearest, ties to even."""
     out = np.empty(values.shape, np.uint16)

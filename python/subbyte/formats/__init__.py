@@ -40,6 +40,7 @@ _MODULES = {
     "modelopt": "float.modelopt",
     "mxfp4": "float.mxfp4",
     "quanto": "integer.quanto",
+    "sinq": "integer.sinq",
     "torchao": "integer.torchao",
 }
 

@@ -7,6 +7,7 @@ and decode ranges of rows.
 from subbyte.forms.affine import Affine, Biased, FloatZero
 from subbyte.forms.base import Form
 from subbyte.forms.codes import ByteCodes, ByteRowCodes, Codes, PackedCodes
+from subbyte.forms.dual import DualScaled
 from subbyte.forms.flat import NibbleCodes, SlabCodes
 from subbyte.forms.real_bias import RealBias
 from subbyte.forms.row_table import RowTable
@@ -23,6 +24,7 @@ __all__ = [
     "ByteRowCodes",
     "Codes",
     "ColumnScaled",
+    "DualScaled",
     "FloatZero",
     "Form",
     "Microscaled",

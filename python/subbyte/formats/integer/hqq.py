@@ -44,17 +44,9 @@ from subbyte import planes as _planes
 from subbyte.codec import Encoded
 from subbyte.errors import Error, FormatError, UnsupportedError
 from subbyte.formats.base import Folder, Format, Layer, encoded, setting_bool, setting_int
-from subbyte.formats.integer.slabs import (
-    DTYPE_NAMES,
-    DTYPES,
-    PACKINGS,
-    matrix_shape,
-    pack_slabs,
-    promoted,
-    slab_codes,
-)
+from subbyte.formats.integer.slabs import DTYPE_NAMES, DTYPES, PACKINGS, matrix_shape, pack_slabs, slab_codes
 from subbyte.forms import FloatZero, Form
-from subbyte.planes import FLOATS, Plane
+from subbyte.planes import FLOATS, Plane, promoted
 
 #: Packing by bits. Ternary codes (1.58 bits) are packed as those of 2 bits.
 _PACKING = {1: "1bit_u8", 2: "2bit_u8", 3: "3bit_32", 4: "4bit_u8", 5: "8bit_u8", 6: "8bit_u8", 8: "8bit_u8"}

@@ -88,9 +88,3 @@ def matrix_shape(value: Any) -> tuple[int, int]:
     ):
         raise FormatError(f"shape is {value!r:.60}: expected two positive numbers")
     return value[0], value[1]
-
-
-def promoted(*kinds: str) -> str:
-    """The type in which values of these float types are computed together."""
-    distinct = set(kinds)
-    return distinct.pop() if len(distinct) == 1 else "F32"

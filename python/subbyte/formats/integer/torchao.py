@@ -196,7 +196,9 @@ def _block_size(data: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, ...
         or len(found) != len(shape)
         or not all(isinstance(step, int) and not isinstance(step, bool) and step > 0 for step in found)
     ):
-        raise FormatError(f"block_size is {found!r:.60}: expected {len(shape)} positive numbers")
+        raise FormatError(
+            f"block_size is {found!r:.60}: expected {len(shape)} positive numbers for plane '_weight_qdata'"
+        )
     block = tuple(min(step, max(size, 1)) for step, size in zip(found, shape, strict=True))
     if any(size % step for step, size in zip(block, shape, strict=True)):
         raise FormatError(f"block_size {list(found)} does not divide the weight {list(shape)} of plane '_weight_qdata'")

@@ -1,0 +1,347 @@
+"""SINQ checkpoints (Sinkhorn-normalized quantization, arXiv 2509.22944).
+
+A weight ``[out, in]`` of ``nbits`` bits in groups of ``g`` columns, n = out * in / g, with a second scale per column:
+
+==============================  ========================  =============================================================
+plane                           type, shape               content
+==============================  ========================  =============================================================
+W_q                             U8 or I32                 codes of W.reshape(n, g), packed along its first axis
+                                                          (`subbyte.formats.integer.slabs`)
+meta.scale, meta.zero           F16, BF16, F32 [n, 1]     of each group; the zero is a float
+meta.scale2                     F16, BF16, F32 [1, in]    of each column
+meta.scale.x, .s, .m            U8 [32, n / 32],          instead of meta.scale: x * s + m, each step rounded to
+                                F16 [1, n / 32]           float16, in the shape ``scale.shape``
+meta.zero.x, .s, .m             U8 [n, 1], F16 [1, 1]     the same for meta.zero
+==============================  ========================  =============================================================
+
+w = ((code - zero) * scale) * scale2, each step rounded in the type of its operands, in float32 where types differ; the
+code has the type ``compute_dtype``. Where ``method`` contains nf4 or nf3, the code is looked up first, in a table that
+is rounded to the type of scale.
+
+Tiles (2D): scale and zero ``[tiles, g, 1]`` and scale2 ``[tiles, 1, g]`` for tiles of g rows and g columns, in rows of
+tiles.
+
+What is no tensor (nbits, group_size, shape, packing, method, compute_dtype, scale.shape, zero.shape) is in
+``model.safetensors.index.json.meta.json``, as ``{module: {"meta": {…}}}``: the parameter ``meta`` here. Codes of 5 and
+6 bits are packed into words, ``5bit_32`` and ``6bit_32``.
+
+Encoding balances the standard deviations of rows and columns of each ``[out, g]`` tile (`balance`), rounds what is left
+to the nearest of 2^nbits steps from minimum to maximum of each group, and multiplies the row's factor into its scale.
+``method`` with ``quantAux`` quantizes scales and zeros to 8 bits from minimum to maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subbyte import planes as _planes
+from subbyte.codec import Encoded
+from subbyte.errors import ArgumentError, Error, FormatError, UnsupportedError
+from subbyte.formats.base import Folder, Format, Layer, encoded, setting_int, setting_text
+from subbyte.formats.integer.slabs import DTYPE_NAMES, DTYPES, PACKINGS, matrix_shape, pack_slabs, slab_codes
+from subbyte.formats.table.bitsandbytes import NF4
+from subbyte.forms import DualScaled, Form
+from subbyte.planes import FLOATS, Plane, rounded
+
+SIDE_FILE = "model.safetensors.index.json.meta.json"
+_PACKING = {
+    1: "1bit_u8", 2: "2bit_u8", 3: "3bit_32", 4: "4bit_u8", 5: "5bit_32", 6: "6bit_32", 8: "8bit_u8",
+}  # fmt: skip
+_PARAMETERS = ("meta.scale", "meta.zero")
+_AUXILIARY = tuple(f"{name}.{part}" for name in _PARAMETERS for part in "xsm")
+
+NF3 = np.array(
+    [-1, -0.5350227355957031, -0.246931403875351, 0, 0.1833375245332718, 0.3819939494132996, 0.6229856610298157, 1],
+    np.float32,
+)
+_TABLES = {"nf4": NF4, "nf3": NF3}
+
+
+class Sinq(Format):
+    """The format ``sinq``."""
+
+    id = "sinq"
+
+    def read(self, planes: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
+        meta = _meta(params)
+        bits = setting_int(meta, "nbits", allowed=_PACKING)
+        shape = matrix_shape(meta.get("shape"))
+        group = setting_int(meta, "group_size")
+        if group < 1 or shape[1] % group:
+            raise FormatError(f"group_size is {group}, which does not divide {shape[1]} columns")
+        if meta.get("awq_scale") is not None:
+            raise UnsupportedError("scales of AWQ (awq_scale) cannot be read")
+        if setting_int(meta, "axis", 1) != 1:
+            raise UnsupportedError(f"groups along axis {meta['axis']} cannot be read")
+        packing = setting_text(meta, "packing", _PACKING[bits], PACKINGS)
+        compute = DTYPES[setting_text(meta, "compute_dtype", "torch.float16", DTYPES)]
+        codes = slab_codes(_planes.get(planes, "W_q"), packing, bits, shape, group)
+        stored: dict[str, Plane] = {}
+        scale, zero = (_parameter(planes, name, meta, stored) for name in _PARAMETERS)
+        column = _planes.get(planes, "meta.scale2", FLOATS)
+        tile = shape[0] if scale.data.ndim == 2 else group
+        if shape[0] % tile:
+            raise FormatError(f"tiles of {tile} rows do not divide {shape[0]} rows")
+        grid = (shape[0] // tile, shape[1] // group)
+        tiles = grid[0] * grid[1]
+        flat = scale.data.ndim == 2
+        expected = ((prod(shape) // group, 1), (1, shape[1])) if flat else ((tiles, group, 1), (tiles, 1, group))
+        for name, found, want in zip((*_PARAMETERS, "meta.scale2"), (scale, zero, column), (0, 0, 1), strict=True):
+            if found.shape != expected[want]:
+                raise FormatError(f"plane '{name}' has shape {list(found.shape)}: expected {list(expected[want])}")
+        scale, zero = (Plane(_rows(one.data, shape[0], grid, flat), one.kind) for one in (scale, zero))
+        column = Plane(column.data.reshape(grid[0], shape[1]), column.kind)
+        table = _table(meta, bits)
+        if table is not None:
+            table, compute = rounded(table, scale.kind), scale.kind
+        return DualScaled(shape, codes, scale, zero, column, group, tile, compute, table, stored)
+
+    def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
+        source = _planes.source(array)
+        if source.data.ndim != 2:
+            raise UnsupportedError(f"SINQ stores matrices; the array has shape {list(source.shape)}")
+        given = params.get("meta", params.get("quantization_config", params))
+        if not isinstance(given, Mapping):
+            raise FormatError(f"meta is {given!r:.60}: expected a JSON object")
+        bits, group = setting_int(given, "nbits", 4, _PACKING), setting_int(given, "group_size", 64)
+        method = setting_text(given, "method", "sinq_hf")
+        if _table({"method": method}, bits) is not None or _tiled(given, method):
+            raise UnsupportedError(f"SINQ weights of method '{method}' cannot be made from floats yet")
+        rows, columns = source.shape
+        if group < 1 or columns % group:
+            raise UnsupportedError(f"groups of {group} do not divide {columns} columns")
+        meta = {
+            "nbits": bits, "group_size": group, "shape": [rows, columns], "awq_scale": None, "axis": 1,
+            "packing": _PACKING[bits], "method": method,
+            "compute_dtype": DTYPE_NAMES["BF16" if source.kind == "F32" else source.kind],
+            "unpack_view_dtype": "torch.uint8" if PACKINGS[_PACKING[bits]].kind == "U8" else "torch.int32",
+            "view_as_float": False,
+        }  # fmt: skip
+        scales, zeros, column = dual_scales(source.float32(), bits, group)
+        found = {"meta.scale": _planes.finite_plane(scales, "F16"), "meta.zero": _planes.finite_plane(zeros, "F16")}
+        found["meta.scale2"] = _planes.finite_plane(column, "F16")
+        if "quantaux" in method.lower():
+            scales, zeros = _quantize(found, "meta.scale", 32), _quantize(found, "meta.zero", scales.size)
+            meta |= {"scale.shape": [scales.size, 1], "zero.shape": [zeros.size, 1]}
+        else:
+            scales, zeros = found["meta.scale"].float32(), found["meta.zero"].float32()
+        wide = np.maximum(np.abs(found["meta.scale2"].float32()), np.finfo(np.float32).tiny)
+        normal = (source.float32() / wide).reshape(-1, group)
+        with np.errstate(all="ignore"):
+            exact = np.nan_to_num(normal / scales + zeros, nan=0.0)
+        codes = np.clip(np.rint(exact), 0, (1 << bits) - 1).astype(np.uint8)
+        found["W_q"] = pack_slabs(codes, _PACKING[bits], group)
+        return encoded(self.id, found, source.shape, {"meta": meta})
+
+    def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
+        if not isinstance(form, DualScaled):
+            return super().write(form, params)
+        meta = _meta(params)
+        bits, method = form.codes.bits, setting_text(meta, "method", "sinq_hf")
+        packing = setting_text(meta, "packing", _PACKING.get(bits, ""), PACKINGS)
+        if len(form.shape) != 2 or PACKINGS[packing].field_bits < bits:
+            raise UnsupportedError(
+                f"codes of {bits} bits of a weight {list(form.shape)} cannot be packed as '{packing}'"
+            )
+        table = _table(meta, bits)
+        same = table is form.table is None or (
+            table is not None
+            and form.table is not None
+            and np.array_equal(rounded(table, form.scales.kind), form.table)
+        )
+        compute = form.scales.kind if table is not None else DTYPES.get(str(meta.get("compute_dtype")))
+        if not same or form.compute != compute:
+            raise UnsupportedError(f"method '{method}' and compute_dtype {meta.get('compute_dtype')} decode otherwise")
+        rows = form.rows * form.columns // form.group_size
+        if not PACKINGS[packing].padded and rows % PACKINGS[packing].fields:
+            raise UnsupportedError(f"{rows} rows of codes do not fill whole bytes")
+        tiled = form.tile != form.rows or _tiled(params.get("quantization_config"), method)
+        if tiled and form.tile != form.group_size:
+            raise UnsupportedError(f"tiles of {form.tile} rows with groups of {form.group_size} columns")
+        grid = (form.rows // form.tile, form.columns // form.group_size)
+        column = form.column_scales.data
+        found = {"W_q": pack_slabs(form.codes.unpack(), packing, form.group_size)}
+        for name, one in zip(_PARAMETERS, (form.scales, form.zeros), strict=True):
+            found[name] = Plane(_parameters(one.data, grid, not tiled), one.kind)
+        column = column.reshape(prod(grid), 1, -1) if tiled else column
+        found["meta.scale2"] = Plane(np.ascontiguousarray(column), form.column_scales.kind)
+        for name in {plane.rpartition(".")[0] for plane in form.stored}:
+            del found[name]
+        return found | dict(form.stored)
+
+    def layers(self, folder: Folder) -> Sequence[Layer]:
+        modules = folder.modules(("W_q", "meta.scale2"), (*_PARAMETERS, *_AUXILIARY), "W_q")
+        side = folder.side_file(SIDE_FILE) if modules else {}
+        if not isinstance(side, Mapping):
+            raise FormatError(f"{SIDE_FILE} is missing or no JSON object: without it, SINQ weights cannot be decoded")
+        found = []
+        for module, tensors in modules.items():
+            own = side.get(module)
+            params = {"meta": own.get("meta") if isinstance(own, Mapping) else None}
+            try:
+                meta = _meta(params)
+                shape = matrix_shape(meta.get("shape"))
+                for key in ("nbits", "group_size"):
+                    said = folder.settings.get(key)
+                    if said is not None and said != meta.get(key):
+                        raise FormatError(f"{SIDE_FILE} says {key} {meta.get(key)!r:.40}, the settings {said!r:.40}")
+            except Error as e:
+                e.tensor = e.tensor or tensors["W_q"]
+                raise
+            found.append(Layer(f"{module}.weight", shape, tensors, params))
+        return found
+
+
+def _meta(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = params.get("meta")
+    if meta is None:
+        raise ArgumentError(f"params lacks 'meta', what {SIDE_FILE} says of the module")
+    if not isinstance(meta, Mapping):
+        raise FormatError(f"meta is {meta!r:.60}: expected a JSON object")
+    return meta
+
+
+def _table(meta: Mapping[str, Any], bits: int) -> NDArray[np.float32] | None:
+    """The table that the method looks codes up in, if any."""
+    method = setting_text(meta, "method", "sinq_hf").lower()
+    name = next((name for name in _TABLES if name in method), None)
+    if name is None:
+        return None
+    if len(_TABLES[name]) != 1 << bits:
+        raise FormatError(f"method '{method:.40}' has {len(_TABLES[name])} values, nbits is {bits}")
+    return _TABLES[name]
+
+
+def _tiled(config: Any, method: str) -> bool:
+    """Whether settings or method say tiles."""
+    mode = config.get("tiling_mode") if isinstance(config, Mapping) else None
+    return "2d" in method.lower() or mode == "2D"
+
+
+def _parameter(planes: Mapping[str, Any], name: str, meta: Mapping[str, Any], stored: dict[str, Plane]) -> Plane:
+    """Scales or zeros, in the shape in which the original uses them; their quantized planes go to ``stored``."""
+    parts = [f"{name}.{part}" for part in "xsm"]
+    if not any(part in planes for part in parts):
+        return _planes.get(planes, name, FLOATS)
+    if name in planes:
+        raise FormatError(f"planes '{name}' and '{parts[0]}' are both there: which one counts?")
+    x = _planes.get(planes, parts[0], "U8", (None, None))
+    s, m = (_planes.get(planes, part, "F16", (1, x.shape[1])) for part in parts[1:])
+    key = f"{name.removeprefix('meta.')}.shape"
+    shape = meta.get(key)
+    if (
+        not isinstance(shape, list | tuple)
+        or len(shape) not in (2, 3)
+        or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape)
+        or prod(shape) != x.data.size
+    ):
+        raise FormatError(f"{key} is {shape!r:.60}, which does not fit {x.data.size} elements of plane '{parts[0]}'")
+    stored.update(zip(parts, (x, s, m), strict=True))
+    with np.errstate(all="ignore"):
+        values = rounded(rounded(x.float32() * s.float32(), "F16") + m.float32(), "F16")
+    return _planes.float_plane(values.reshape(shape), "F16")
+
+
+def _rows(values: NDArray[Any], rows: int, grid: tuple[int, int], flat: bool) -> NDArray[Any]:
+    """Parameters of groups as (rows, groups)."""
+    if flat:
+        return values.reshape(rows, -1)
+    return np.ascontiguousarray(values.reshape(*grid, -1).transpose(0, 2, 1).reshape(rows, grid[1]))
+
+
+def _parameters(values: NDArray[Any], grid: tuple[int, int], flat: bool) -> NDArray[Any]:
+    """The reverse of `_rows`."""
+    if flat:
+        return np.ascontiguousarray(values).reshape(-1, 1)
+    turned = values.reshape(grid[0], -1, grid[1]).transpose(0, 2, 1)
+    return np.ascontiguousarray(turned).reshape(prod(grid), -1, 1)
+
+
+def _quantize(found: dict[str, Plane], name: str, rows: int) -> NDArray[np.float32]:
+    """Replaces a plane by its codes of 8 bits in ``rows`` rows, each column from its minimum to its maximum.
+
+    Returns:
+        What they decode to, (values, 1).
+    """
+    values = found.pop(name).float32()
+    if values.size % rows:
+        raise UnsupportedError(f"{values.size} scales cannot be quantized: expected a multiple of {rows}")
+    table = values.reshape(rows, -1)
+    low, high = table.min(axis=0, keepdims=True, initial=np.inf), table.max(axis=0, keepdims=True, initial=-np.inf)
+    step = _planes.finite_plane((high - low) / np.float32(255), "F16")
+    least = _planes.finite_plane(low, "F16")
+    quotient = np.zeros_like(table)
+    wide = np.broadcast_to(step.float32(), table.shape)
+    np.divide(table - least.float32(), wide, out=quotient, where=wide > 0)
+    x = np.clip(np.rint(quotient), 0, 255).astype(np.uint8)
+    found |= {f"{name}.x": Plane(x, "U8"), f"{name}.s": step, f"{name}.m": least}
+    decoded = rounded(rounded(x.astype(np.float32) * step.float32(), "F16") + least.float32(), "F16")
+    return decoded.reshape(-1, 1)
+
+
+def dual_scales(
+    values: NDArray[np.float32], bits: int, group: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and zeros of groups, scales of columns: float32 (groups, 1), (groups, 1), (1, columns).
+
+    A power of two near the deviation of each tile goes to the scales of the columns, so that those of groups stay in
+    the range of float16.
+    """
+    rows, columns = values.shape
+    tiles = values.reshape(rows, columns // group, group).transpose(1, 0, 2)
+    of_rows, of_columns = balance(tiles)
+    normal = tiles / of_rows / of_columns
+    deviation = np.maximum(normal.std(axis=(1, 2), keepdims=True), np.float32(2.0**-24))
+    power = np.exp2(np.floor(np.log2(deviation)))
+    normal, of_columns = normal / power, of_columns * power
+    low, high = normal.min(axis=2, keepdims=True), normal.max(axis=2, keepdims=True)
+    step = np.maximum((high - low) / np.float32((1 << bits) - 1), np.float32(2.0**-20))
+    # float16 holds zeros up to 2^11 to the step; a group far from zero would need larger ones
+    step = np.maximum(step, np.maximum(-low, high) / np.float32(2048))
+    zeros = (-low / step).transpose(1, 0, 2).reshape(-1, 1)
+    scales = (step * of_rows).transpose(1, 0, 2).reshape(-1, 1)
+    return scales, zeros, of_columns.reshape(1, columns)
+
+
+def balance(tiles: NDArray[np.float32], steps: int = 16) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Factors of rows and columns after whose division the standard deviations of both are alike.
+
+    A Sinkhorn-like iteration in logarithms: every step divides rows and columns by their deviations over the smallest
+    one of the start, within 0.7 and 2, and the factors with the least imbalance (largest deviation over smallest) so
+    far are kept.
+
+    Args:
+        tiles: float32, (tiles, rows, columns).
+
+    Returns:
+        float32, (tiles, rows, 1) and (tiles, 1, columns).
+    """
+    count, rows, columns = tiles.shape
+    logs = [np.zeros((count, rows, 1)), np.zeros((count, 1, columns))]
+    best = [log.copy() for log in logs]
+    least = np.full((count, 1, 1), np.inf)
+    target = np.ones((count, 1, 1))
+    for step in range(steps if tiles.size else 0):
+        current = tiles.astype(np.float64) / np.exp(logs[0]) / np.exp(logs[1])
+        deviations = [current.std(axis=axis, keepdims=True) for axis in (2, 1)]
+        largest = np.maximum(*(one.max(axis=(1, 2), keepdims=True) for one in deviations))
+        largest = np.maximum(largest, np.finfo(np.float64).tiny)
+        # rows and columns that hardly vary, those of zeros above all, are left out of the balance
+        deviations = [np.maximum(one, largest * 1e-3) for one in deviations]
+        smallest = np.minimum(*(one.min(axis=(1, 2), keepdims=True) for one in deviations))
+        if step == 0:
+            target = smallest
+        better = largest / smallest < least
+        least = np.where(better, largest / smallest, least)
+        best = [np.where(better, log, kept) for log, kept in zip(logs, best, strict=True)]
+        logs = [log + np.log(np.clip(one / target, 0.7, 2.0)) for log, one in zip(logs, deviations, strict=True)]
+    rows_log, columns_log = best
+    return np.exp(rows_log).astype(np.float32), np.exp(columns_log).astype(np.float32)
+
+
+FORMATS = {"sinq": Sinq()}
