@@ -15,6 +15,7 @@ from subbyte.forms.scaled import BlockScaled, ColumnScaled, Microscaled
 from subbyte.forms.table import QuantizedScales, Table
 from subbyte.forms.ternary import Ternary
 from subbyte.forms.tiled import ReshapedCodes, TiledCodes, Tiling
+from subbyte.forms.two_level import TwoLevel
 
 __all__ = [
     "Affine",
@@ -39,4 +40,5 @@ __all__ = [
     "Ternary",
     "TiledCodes",
     "Tiling",
+    "TwoLevel",
 ]

@@ -36,12 +36,11 @@ def _order() -> NDArray[np.int64]:
     return np.array(found).reshape(-1, 8)[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(-1)
 
 
-@cache
-def _scale_order(groups: int) -> NDArray[np.int64]:
-    """Which scale of a run is stored at each place."""
-    if groups > 1:
-        return np.arange(64).reshape(8, 8).T.flatten()
-    return np.asarray(2 * np.arange(4)[:, None] + np.array([0, 1, 8, 9, 16, 17, 24, 25])).flatten()
+GROUP_ORDER = np.arange(64).reshape(8, 8).T.flatten()
+"""Which scale of a run is stored at each place, for scales of groups."""
+
+CHANNEL_ORDER = (2 * np.arange(4)[:, None] + np.array([0, 1, 8, 9, 16, 17, 24, 25])).flatten()
+"""The same for one scale an output."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +88,7 @@ def read(words: Plane, scales: Plane, group_size: int) -> Affine:
             f"scales of Marlin tiles have shape {list(scales.shape)}: expected {[-(-columns // size), out]} for a "
             f"weight {[out, columns]} in groups of {group_size}"
         )
-    turned = _permuted(scales.data, np.argsort(_scale_order(groups)))
+    turned = permuted(scales.data, np.argsort(GROUP_ORDER if groups > 1 else CHANNEL_ORDER))
     return Affine((out, columns), codes, Plane(np.ascontiguousarray(turned.T), scales.kind), _MIDDLE, size)
 
 
@@ -111,8 +110,11 @@ def write(form: Affine) -> tuple[Plane, Plane]:
     codes = form.codes.unpack().reshape(out // 64, 4, 16, columns // 16, 16).transpose(3, 0, 1, 4, 2)
     stored = np.ascontiguousarray(codes).reshape(columns // 16, out // 64, 1024)[..., _order()]
     words = pack("aligned", 4, stored.reshape(columns // 16, 16 * out)).view(np.int32)
-    return Plane(words, "I32"), Plane(_permuted(form.scales.data.T, _scale_order(groups)), form.scales.kind)
+    return Plane(words, "I32"), Plane(
+        permuted(form.scales.data.T, GROUP_ORDER if groups > 1 else CHANNEL_ORDER), form.scales.kind
+    )
 
 
-def _permuted(data: Array, order: NDArray[np.int64]) -> NDArray[Any]:
+def permuted(data: Array, order: NDArray[np.int64]) -> NDArray[Any]:
+    """A matrix whose columns are reordered in runs of ``len(order)``: place j of a run takes column ``order[j]``."""
     return np.ascontiguousarray(data).reshape(len(data), -1, len(order))[..., order].reshape(data.shape)
