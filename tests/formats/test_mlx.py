@@ -157,3 +157,25 @@ def test_half_a_module(tmp_path, missing):
     del planes[missing]
     with pytest.raises(FormatError, match=f"{NAME}.{missing}"):
         open_folder(tmp_path, planes, {"bits": 4, "group_size": 64})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("maximum", [None, 4.0])
+def test_encode_small_floats(mode, maximum):
+    if maximum is not None and mode != "nvfp4":
+        pytest.skip("the scale of the tensor belongs to nvfp4")
+    _, _, bits, block = MODES[mode]
+    source = np.clip(np.random.default_rng(7).standard_normal((2, 6, 128)), -4, 4).astype(np.float16)
+    source[0, :2] = 0
+    params = {"quantization": {"mode": mode}} | ({} if maximum is None else {"global_scale": maximum})
+    found = check_round_trip("mlx", dict(subbyte.encode("mlx", source, params=params)), params).decode()
+    maxima = np.repeat(np.abs(source.astype(np.float32)).reshape(2, 6, -1, block).max(-1), block, axis=-1)
+    assert np.all(np.abs(found - source.astype(np.float32)) <= maxima * (0.07 if bits == 8 else 0.34))
+    assert not np.any(found[0, :2])
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), 1e300, 10**400, True, "x", [1.0], {}])
+def test_hostile_scale_of_the_tensor(value):
+    source = np.ones((2, 32), np.float32)
+    with pytest.raises(subbyte.ArgumentError, match="global_scale"):
+        subbyte.encode("mlx", source, params={"quantization": {"mode": "nvfp4"}, "global_scale": value})

@@ -220,7 +220,7 @@ def block_of(
             f"{list(block or ())} (weight_block_size)"
         )
     one = (max(rows, 1), max(columns, 1))
-    if tuple(scale) in ((*leading, 1, 1), tuple(leading)) or prod(scale) == 1:
+    if tuple(scale) in ((*leading, 1, 1), (*leading, 1), tuple(leading)) or prod(scale) == 1:
         return one
     if tuple(scale) in ((*leading, rows), (*leading, rows, 1)):
         return 1, one[1]

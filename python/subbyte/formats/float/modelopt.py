@@ -8,8 +8,8 @@ quant_algo           weight                   weight_scale                      
 ===================  =======================  ===================================  ================================
 NVFP4, NVFP4_AWQ     U8 [out, in / 2], E2M1   F8_E4M3 [out, in / 16]               element * (weight_scale *
                                                                                    weight_scale_2), F32 []
-MXFP4, W4A8_MXFP4_   U8 [out, in / 2], E2M1   U8 [out * in / 32, 1], E8M0          element * weight_scale
-FP8
+MXFP4                U8 [out, in / 2], E2M1   U8 [out * in / 32, 1], E8M0          element * weight_scale
+W4A8_MXFP4_FP8       U8 [out, in / 2], E2M1   U8 [out, in / 32], E8M0              element * weight_scale
 MXFP8                F8_E4M3 [out, in]        U8 [out, in / 32], E8M0              element * weight_scale
 FP8                  F8_E4M3 [out, in]        F32 []                               element * weight_scale
 FP8_PER_CHANNEL_     F8_E4M3 [out, in]        F32 [out]                            element * weight_scale
@@ -21,11 +21,12 @@ W4A16_AWQ            U8 [out / 2, in]         F32, F16, BF16 [out, in / group]  
 
 * Two E2M1 codes share a byte, that of the even column in the low bits. Bytes of W4A16_AWQ hold the integers -8 to 7
   (two's complement) of two rows, the even row in the low bits.
+* W4A16_NVFP4 and W4A8_NVFP4_FP8 are stored as NVFP4, and either shape of MXFP4's scales is read for both.
 * 16-bit results are rounded once, but FP8 rounds its scale to the 16-bit type first.
 * ``pre_quant_scale`` [in] multiplies the activations, and so the columns of the effective weight, which is what
   decoding gives. ``input_scale`` belongs to the activations and is not used.
 
-Writers, in float32: NVFP4 stores amax / 2688, E4M3 of (amax of the block / 6 / that) between 2^-9 and 448 (1 for a
+Writers, in float32: NVFP4 stores amax / 2688, E4M3 of (amax of the block / (6 * that)) between 2^-9 and 448 (1 for a
 block of zeros), and elements x / (block scale * tensor scale) with ties to even. MXFP4 takes the exponent
 ceil(log2(amax / 6)), ties go to zero, and zeros are stored as code 8. W4A16_AWQ takes the scale amax / 7. For FP8 see
 the format ``fp8``.
@@ -56,7 +57,8 @@ from subbyte.planes import FLOATS, Plane, float8_values
 
 #: What a layer holds, by quant_algo.
 KINDS = {
-    "NVFP4": "NVFP4", "NVFP4_AWQ": "NVFP4", "W4A16_NVFP4": "NVFP4", "MXFP4": "MXFP4", "W4A8_MXFP4_FP8": "MXFP4",
+    "NVFP4": "NVFP4", "NVFP4_AWQ": "NVFP4", "W4A16_NVFP4": "NVFP4", "W4A8_NVFP4_FP8": "NVFP4", "MXFP4": "MXFP4",
+    "W4A8_MXFP4_FP8": "MXFP4",
     "MXFP8": "MXFP8", "FP8": "FP8", "FP8_PER_CHANNEL_PER_TOKEN": "FP8", "FP8_PB_WO": "FP8", "FP8_PB_REAL": "FP8",
     "W4A16_AWQ": "INT4",
 }  # fmt: skip
@@ -132,7 +134,7 @@ class ModelOpt(Format):
             codes, scales = mxfp4_bytes(form)
             return {
                 "weight": Plane(codes.reshape(*leading, -1), "U8"),
-                "weight_scale": Plane(scales.reshape(-1, 1), "U8"),
+                "weight_scale": Plane(scales.reshape((-1, 1) if algo == "MXFP4" else (*leading, -1)), "U8"),
             }
         if isinstance(form, Microscaled) and kind == "MXFP8" and _plain(form, "F8_E4M3", "F8_E8M0", 32):
             return {
@@ -221,7 +223,7 @@ def _algo(params: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
             config = {**{key: value for key, value in place.items() if value is not None}, **config}
     if "quant_algo" not in config:
         return None, config
-    algo = setting_text(config, "quant_algo")
+    algo = setting_text(config, "quant_algo").upper()
     if algo not in KINDS and algo not in ("MIXED_PRECISION", "NVFP4_SVD", "W4A8_AWQ"):
         raise UnsupportedError(f"ModelOpt layers of quant_algo '{algo}' are not known")
     return (None if algo == "MIXED_PRECISION" else algo), config
@@ -283,7 +285,9 @@ def _nvfp4(planes: Mapping[str, Any], weight: Plane, config: Mapping[str, Any]) 
     scale = _planes.get(planes, "weight_scale", "F8_E4M3")
     second = _planes.get(planes, "weight_scale_2", "F32")
     if second.data.size != 1:
-        raise FormatError(f"plane 'weight_scale_2' has shape {list(second.shape)}: expected one number")
+        raise UnsupportedError(
+            f"plane 'weight_scale_2' has shape {list(second.shape)}: only one number can be read yet"
+        )
     shape, scales = _blocks(weight, scale, _group(config, 16), 2)
     codes = packed_bytes(weight.data, 4)
     return Microscaled(
@@ -401,13 +405,14 @@ def _encode_nvfp4(source: Plane, config: Mapping[str, Any]) -> Form:
     maxima = block_maxima(values, 16)
     second = np.float32(maxima.max(initial=0)) / np.float32(2688)
     with np.errstate(all="ignore"):
-        wanted = maxima / np.float32(6) / second
-    wanted = np.where(maxima > 0, np.clip(wanted, np.float32(2**-9), np.float32(448)), np.float32(1))
+        wanted = maxima / (np.float32(6) * second)
+    wanted = np.where(wanted > 0, np.clip(wanted, np.float32(2**-9), np.float32(448)), np.float32(1))
     scales = encode_element(wanted, "F8_E4M3")
     quotients = divide_blocks(values, float8_values("F8_E4M3")[scales] * second)
     codes = encode_e2m1(quotients + np.float32(0))  # zeros are stored without a sign
-    packed = packed_bytes(codes[:, ::2] | codes[:, 1::2] << 4, 4)
-    return Microscaled(source.shape, packed, "E2M1", Plane(scales, "F8_E4M3"), "F8_E4M3", 16, multiplier=second)
+    return Microscaled(
+        source.shape, ByteCodes(codes, 4), "E2M1", Plane(scales, "F8_E4M3"), "F8_E4M3", 16, multiplier=second
+    )
 
 
 def _encode_mxfp4(source: Plane, config: Mapping[str, Any]) -> Form:
@@ -415,8 +420,7 @@ def _encode_mxfp4(source: Plane, config: Mapping[str, Any]) -> Form:
     scales = e8m0_scales(block_maxima(values, 32), "E2M1", "ceil", "F32")
     codes = encode_e2m1(divide_blocks(values, float8_values("F8_E8M0")[scales]), "toward-zero")
     codes[values == 0] = 8
-    packed = packed_bytes(codes[:, ::2] | codes[:, 1::2] << 4, 4)
-    return Microscaled(source.shape, packed, "E2M1", Plane(scales, "F8_E8M0"), "F8_E8M0", 32)
+    return Microscaled(source.shape, ByteCodes(codes, 4), "E2M1", Plane(scales, "F8_E8M0"), "F8_E8M0", 32)
 
 
 def _encode_mxfp8(source: Plane, config: Mapping[str, Any]) -> Form:

@@ -27,7 +27,7 @@ from subbyte import planes as _planes
 from subbyte.codec import Encoded
 from subbyte.errors import FormatError, UnsupportedError
 from subbyte.formats.base import Folder, Format, Layer, encoded
-from subbyte.forms import Form, Microscaled
+from subbyte.forms import ByteCodes, Form, Microscaled
 from subbyte.forms.codes import as_packed_bytes, packed_bytes
 from subbyte.forms.microfloat import block_maxima, divide_blocks, e8m0_scales, encode_e2m1
 from subbyte.planes import Plane, float8_values
@@ -57,7 +57,7 @@ class Mxfp4(Format):
         codes = encode_e2m1(divide_blocks(values, float8_values("F8_E8M0")[scales]))
         form = Microscaled(
             source.shape,
-            packed_bytes(codes[:, ::2] | codes[:, 1::2] << 4, 4),
+            ByteCodes(codes, 4),
             "E2M1",
             Plane(scales, "F8_E8M0"),
             "F8_E8M0",

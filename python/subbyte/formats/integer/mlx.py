@@ -31,8 +31,9 @@ Writers, in float32. ``affine``: s = max((max - min) / (2^b - 1), 1e-7), negativ
 is the larger of the two in magnitude; where q0 = rint(edge / s) is not 0, s = edge / q0 and the bias is the edge, else
 it is 0; codes are rint((w - bias) / s) with unrounded parameters. One bit: s = max(max - min, 1e-7), bias = min.
 ``metal``: s = max((max - min) / (2^b - 1), 1e-8), bias = min. Powers of two: exponent ceil(log2(q)) with q = amax /
-largest element in the type of the source, 0 where q is 0. ``nvfp4``: E4M3 of amax / 6. Ties of E2M1 go to zero, and
-zeros have no sign.
+largest element in the type of the source, 0 where q is 0. ``nvfp4``: E4M3 of amax / 6; with the parameter
+``global_scale`` that times f = 2688 / global_scale, and elements x / scale, in the type of the source, times f. Ties of
+E2M1 go to zero, and zeros have no sign.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ from subbyte.codec import Encoded
 from subbyte.errors import ArgumentError, FormatError, UnsupportedError
 from subbyte.formats.base import Folder, Format, Layer, encoded, setting_int, setting_text
 from subbyte.forms import Affine, Biased, ByteCodes, Codes, Form, Microscaled, PackedCodes
-from subbyte.forms.codes import packed_bytes
 from subbyte.forms.microfloat import LARGEST, block_maxima, ceil_log2, divide_blocks, encode_e2m1, encode_element
 from subbyte.planes import FLOATS, Plane, float8_values, rounded
 
@@ -325,35 +325,32 @@ def _round_small_floats(source: Plane, mode: str, global_scale: Any) -> Microsca
     element, scale_kind, _, block = MODES[mode]
     values = source.float32().reshape(-1, source.shape[-1])
     maxima = block_maxima(values, block)
-    maximum = None
-    if global_scale is not None:
-        try:
-            maximum = np.float32(global_scale)
-        except (TypeError, ValueError, OverflowError):
-            maximum = np.float32(np.nan)
-        if mode != "nvfp4" or not np.isfinite(maximum) or maximum <= 0:
-            raise ArgumentError(f"global_scale {global_scale!r:.60}: expected a positive number, with nvfp4")
+    maximum = None if global_scale is None else _maximum(global_scale, mode)
     if scale_kind == "F8_E8M0":
         wanted = rounded(maxima / np.float32(LARGEST[element]), source.kind)
         exponents = np.where(wanted > 0, ceil_log2(wanted), np.float32(0))
         scales = (np.clip(exponents, -127, 127) + 127).astype(np.uint8)
-        steps = float8_values(scale_kind)[scales]
+        quotients = divide_blocks(values, float8_values(scale_kind)[scales])
     else:
-        top = rounded(maxima / np.float32(6), source.kind)
-        forward = None if maximum is None else np.float32(2688) / maximum
-        scales = encode_element(top if forward is None else top * forward, scale_kind)
-        steps = float8_values(scale_kind)[scales]
-        steps = steps if forward is None else steps / forward
-    quotients = divide_blocks(values, steps)
+        with np.errstate(over="ignore"):
+            forward = np.float32(1) if maximum is None else np.float32(2688) / maximum
+            scales = encode_element(rounded(maxima / np.float32(6), source.kind) * forward, scale_kind)
+            quotients = divide_blocks(values, float8_values(scale_kind)[scales])
+            if maximum is not None:
+                quotients = rounded(quotients, source.kind) * forward
     if element == "E2M1":
-        codes: Codes = _nibbles(encode_e2m1(quotients, "toward-zero", keep_negative_zero=False))
+        codes = ByteCodes(encode_e2m1(quotients, "toward-zero", keep_negative_zero=False), 4)
     else:
         codes = ByteCodes(encode_element(quotients, element))
     return Microscaled(source.shape, codes, element, Plane(scales, scale_kind), scale_kind, block, maximum=maximum)
 
 
-def _nibbles(codes: NDArray[np.uint8]) -> PackedCodes:
-    return packed_bytes(codes[:, ::2] | codes[:, 1::2] << 4, 4)
+def _maximum(value: Any, mode: str) -> np.float32:
+    """The parameter ``global_scale``, checked."""
+    number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    if mode != "nvfp4" or not number or not 2.0**-126 <= value < 2.0**128:
+        raise ArgumentError(f"global_scale is {value!r:.60}: expected a positive float32, with nvfp4")
+    return np.float32(min(float(value), float(np.finfo(np.float32).max)))
 
 
 FORMATS = {"mlx": Mlx()}
