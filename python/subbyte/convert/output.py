@@ -47,7 +47,10 @@ class Output:
             for file in plan.files:
                 self._begin(file, resume)
         except BaseException:
-            self.abort()
+            if resume:
+                self.abort()
+            else:
+                self.discard()
             raise
 
     def _check_space(self) -> None:
