@@ -284,6 +284,8 @@ def test_the_listed_conversions_are_what_a_conversion_does(tmp_path: Path) -> No
         report = subbyte.convert(source, tmp_path / name, to=f"hf.{name}")
         for row in report.tensors:
             assert row.kind == listed[f"gguf.{row.source_type.lower()}", f"hf.{name}"]
+        for row in subbyte.plan(GOLDEN / "convert" / "tiny-gptoss", to=f"hf.{name}").rows:
+            assert row.kind == listed[f"hf.{row.source_type.lower()}", f"hf.{row.type.lower()}"]
 
 
 def test_the_matrix_of_conversions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "hf": Family(reads=("F64", *FLOATS, "MXFP4"), writes=FLOATS, into=("gguf",)),
+    "hf": Family(reads=("F64", *FLOATS, "MXFP4"), writes=FLOATS, into=("gguf", "hf")),
     "gguf": Family(
         reads=tuple(TYPES),
         writes=WEIGHTS,
