@@ -396,3 +396,22 @@ def test_shifted_norms_are_reported_as_rounded() -> None:
     kinds = {tensor.name: tensor.kind for tensor in make_plan(CONVERT / "tiny-gemma2", "gguf.bf16").tensors}
     assert kinds["blk.0.attn_norm.weight"] == "rounded"
     assert kinds["blk.0.attn_q.weight"] == "exact"
+
+
+def test_roberta_positions_begin_with_the_first_that_is_used(tmp_path: Path) -> None:
+    plain = SafetensorsFile(CONVERT / "tiny-bert")
+    data = {name: plain.array(name) for name in plain}
+    name = next(name for name in data if name.endswith("position_embeddings.weight"))
+    config = json.loads((CONVERT / "tiny-bert" / "config.json").read_text())
+    unused = np.full((2, data[name].shape[1]), 7, data[name].dtype)
+    padded = data | {name: np.concatenate([unused, data[name]])}
+    padded = {f"roberta.{name}": array for name, array in padded.items()} | {"lm_head.bias": np.ones(3, np.float32)}
+    positions = len(data[name]) + 2
+    roberta = {"model_type": "roberta", "pad_token_id": 1, "max_position_embeddings": positions}
+    subbyte.convert(checkpoint(tmp_path / "m", data, **config), tmp_path / "bert.gguf", to="gguf.f32")
+    subbyte.convert(checkpoint(tmp_path / "n", padded, **config | roberta), tmp_path / "roberta.gguf", to="gguf.f32")
+    want, got = GgufFile(tmp_path / "bert.gguf"), GgufFile(tmp_path / "roberta.gguf")
+    assert {name: got.raw(name).tobytes() for name in got} == {name: want.raw(name).tobytes() for name in want}
+    assert got.metadata["bert.context_length"] == positions - 2 == want.metadata["bert.context_length"]
+    with pytest.raises(subbyte.FormatError, match="pad_token_id"):
+        subbyte.plan(checkpoint(tmp_path / "bad", padded, **config | roberta | {"pad_token_id": -1}), to="gguf")

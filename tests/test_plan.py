@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,35 @@ import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
 from subbyte import cli
 from subbyte.io.gguf import GgufFile
+from test_arch_hugging import SYNTHETIC
 
 TINY = GOLDEN / "convert" / "tiny-llama"
 CHECKPOINTS = sorted(path.parent for path in (GOLDEN / "convert").glob("*/config.json"))
 TARGETS = ("gguf", "gguf.f32", "gguf.bf16", "gguf.q8_0", "gguf.q4_k_m", "gguf.q2_k")
 
 
+def model(name: str, folder: Path) -> Path:
+    """A golden checkpoint, or one of another architecture with random values."""
+    if name not in SYNTHETIC:
+        return GOLDEN / "convert" / name
+    data, config = SYNTHETIC[name]()
+    return checkpoint(folder, data, **config)
+
+
+MODELS = [path.name for path in CHECKPOINTS] + [name for name in SYNTHETIC if name not in ("llama_biases",)]
+
+
+def test_enough_pairs_are_planned() -> None:
+    assert len(MODELS) >= 13
+    assert len(MODELS) * len(TARGETS) >= 60
+
+
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("source", CHECKPOINTS, ids=lambda path: path.name)
-def test_the_planned_size_is_the_size(tmp_path: Path, source: Path, target: str) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_the_planned_size_is_the_size(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str, target: str
+) -> None:
+    source = model(name, tmp_path_factory.mktemp("model"))
     plan = subbyte.plan(source, tmp_path / "out.gguf", to=target, lossy=True)
     assert not list(tmp_path.iterdir())
     report = subbyte.convert(source, tmp_path / "out.gguf", to=target, lossy=True)
@@ -32,6 +53,51 @@ def test_the_planned_size_is_the_size(tmp_path: Path, source: Path, target: str)
     assert [(row.name, row.type, row.nbytes, row.kind) for row in plan.rows] == [
         (row.name, row.type, row.nbytes, row.kind) for row in report.tensors
     ]
+
+
+@pytest.mark.parametrize("target", ["gguf", "gguf.q8_0", "hf.f16"])
+def test_gguf_sources_have_their_planned_size(tmp_path: Path, target: str) -> None:
+    sources = sorted((GOLDEN / "convert").glob("tiny-*.gguf"))
+    assert len(sources) >= 8
+    for source in sources:
+        plan = subbyte.plan(source, to=target, lossy=True)
+        report = subbyte.convert(source, tmp_path / source.stem, to=target, lossy=True)
+        paths = [report.dst / name for name in report.files] or [report.dst]
+        assert plan.nbytes == report.nbytes == sum(path.stat().st_size for path in paths)
+
+
+def test_no_option_is_ignored_in_silence(tmp_path: Path) -> None:
+    gguf = tmp_path / "m.gguf"
+    subbyte.convert(SMALL_LLAMA, gguf, to="gguf.bf16")
+    for source in (SMALL_LLAMA, gguf):
+        with pytest.raises(subbyte.ArgumentError, match="pure is one type"):
+            subbyte.plan(source, to="gguf", pure=True)
+        types = {row.name: row.type for row in subbyte.plan(
+            source, to="gguf", tensor_type=["ffn_up=q8_0"], output_tensor_type="q6_k", token_embedding_type="q4_0"
+        ).rows}  # fmt: skip
+        assert (types["output.weight"], types["token_embd.weight"]) == ("Q6_K", "Q4_0")
+        assert {types[name] for name in types if "ffn_up" in name} == {"Q8_0"}
+    assert GgufFile(gguf).metadata["tokenizer.ggml.pre"] != "qwen2"
+    subbyte.convert(gguf, tmp_path / "other.gguf", to="gguf", pre="qwen2")
+    assert GgufFile(tmp_path / "other.gguf").metadata["tokenizer.ggml.pre"] == "qwen2"
+    bare = checkpoint(tmp_path / "bare")
+    with pytest.raises(subbyte.ArgumentError, match="no vocabulary"):
+        subbyte.plan(bare, to="gguf", pre="qwen2")
+    (tmp_path / "plan.json").write_text(json.dumps(subbyte.plan(gguf, to="gguf.q8_0").to_json()))
+    with pytest.raises(subbyte.ArgumentError, match="a plan names the type of every tensor"):
+        subbyte.plan(gguf, plan=tmp_path / "plan.json", tensor_type=["a=q8_0"])
+
+
+def test_an_imatrix_without_use_is_a_warning(tmp_path: Path) -> None:
+    from subbyte.imatrix import Entry, ImportanceMatrix, save_imatrix
+
+    entry = Entry(np.ones((1, 256), np.float32), np.ones(1, np.float32))
+    entries = {"blk.0.attn_q.weight": entry}
+    save_imatrix(tmp_path / "im.gguf", ImportanceMatrix.of(entries, datasets=("x",), chunk_count=1))
+    plan = subbyte.plan(SMALL_LLAMA, to="gguf.q8_0", imatrix=tmp_path / "im.gguf")
+    assert any("no tensor is encoded with it" in warning for warning in plan.plan.warnings)
+    plan = subbyte.plan(SMALL_LLAMA, to="gguf.q4_0", imatrix=tmp_path / "im.gguf")
+    assert not any("imatrix" in warning for warning in plan.plan.warnings)
 
 
 def test_classes(tmp_path: Path) -> None:
@@ -182,7 +248,7 @@ def test_the_plan_and_the_conversion_print_the_same(tmp_path: Path, capsys: pyte
 
 _PEAK = """
 import sys, subbyte
-subbyte.convert(sys.argv[1], sys.argv[2], to="gguf.q8_0")
+subbyte.convert(sys.argv[1], sys.argv[2], to=sys.argv[3])
 (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak) << 10)
 """  # getrusage would count the peak of the process that started this one
@@ -217,17 +283,18 @@ def sparse_model(folder: Path, layers: int) -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["gguf.q8_0", "hf.f16"])
+def test_memory_does_not_grow_with_the_model(tmp_path: Path, to: str) -> None:
     peaks = []
     for layers in (2, 8, 32):
         source, dst = sparse_model(tmp_path / f"model{layers}", layers), tmp_path / "out.gguf"
-        command = [sys.executable, "-c", _PEAK, str(source), str(dst)]
+        command = [sys.executable, "-c", _PEAK, str(source), str(dst), to]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         peaks.append(int(done.stdout))
-        plan = subbyte.plan(source, dst, to="gguf.q8_0")
+        plan = subbyte.plan(source, dst, to=to)
         largest = max(row.nbytes for row in plan.rows)
         assert peaks[-1] <= 2 * largest + (256 << 20)
         assert peaks[-1] <= plan.peak_memory
-        dst.unlink()
-        dst.with_name("out.gguf.subbyte.json").unlink()
+        for path in tmp_path.glob("out.gguf*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert max(peaks) < 1.1 * min(peaks), peaks

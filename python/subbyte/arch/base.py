@@ -122,6 +122,7 @@ class Architecture:
             (:func:`interleave_heads`).
         norm_shift: what is added to the weights of norms.
         cuts_embedding: the embedding ends with the vocabulary, rows after it are left out.
+        unused_positions: rows of the position embedding, from the first on, that the model never looks up.
         prefixes: beginnings of names that some checkpoints have and others lack.
         renamed: endings that old checkpoints use → endings of the table.
         drops_further_layers: layers after ``num_hidden_layers`` are left out, they predict further tokens.
@@ -149,6 +150,7 @@ class Architecture:
     heads: Mapping[str, str] = field(default_factory=dict)
     norm_shift: float = 0.0
     cuts_embedding: bool = False
+    unused_positions: Callable[[Config], int] = lambda config: 0
     prefixes: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     drops_further_layers: bool = False

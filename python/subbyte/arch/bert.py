@@ -1,4 +1,8 @@
-"""BERT encoders: architecture ``bert``. All values stay the same; pooler and training heads are left out."""
+"""BERT and RoBERTa encoders: architecture ``bert``. All values stay the same; pooler and training heads are left out.
+
+RoBERTa counts positions from ``pad_token_id`` + 1 on; the rows before are never looked up and are cut off, so that
+programs that count from 0 find the right ones.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from typing import Any
 
 from subbyte.arch.base import BUFFERS, Architecture, Config, GgufFacts, Keys, common_keys, integer, pooling_keys
 from subbyte.arch.decoder import BLOCK
+from subbyte.errors import FormatError
 from subbyte.io.gguf import GgufValue
 
 _DEFAULTS: dict[str, Any] = {
@@ -16,7 +21,22 @@ _DEFAULTS: dict[str, Any] = {
 _LAYER = "encoder.layer.{N}."
 
 
+_ROBERTA = _DEFAULTS | {"vocab_size": 50265, "pad_token_id": 1}
+
+
+def _unused_positions(config: Config) -> int:
+    if config.get("model_type") != "roberta":
+        return 0
+    padding = config["pad_token_id"]
+    if not isinstance(padding, int) or padding < 0:
+        raise FormatError(f"config.json: pad_token_id: expected a number that is not negative, found {padding!r}")
+    return padding + 1
+
+
 def _keys(config: Config) -> Keys:
+    if config.get("max_position_embeddings") is not None:
+        positions = integer(config, "max_position_embeddings") - _unused_positions(config)
+        config = {**config, "max_position_embeddings": positions}
     causal = {"bert.attention.causal": GgufValue("bool", False)}
     return common_keys(config, "bert") | causal | pooling_keys(config, "bert")
 
@@ -38,7 +58,7 @@ def _restored(facts: GgufFacts) -> dict[str, Any]:
 
 BERT = Architecture(
     name="bert",
-    model_types={"bert": _DEFAULTS},
+    model_types={"bert": _DEFAULTS, "roberta": _ROBERTA},
     tensors={
         "embeddings.word_embeddings": "token_embd",
         "embeddings.position_embeddings": "position_embd",
@@ -53,9 +73,11 @@ BERT = Architecture(
         f"{_LAYER}output.dense": f"{BLOCK}ffn_down",
         f"{_LAYER}output.LayerNorm": f"{BLOCK}layer_output_norm",
     },
-    prefixes=("bert.",),
+    prefixes=("bert.", "roberta."),
     renamed={".gamma": ".weight", ".beta": ".bias"},
-    dropped=BUFFERS + r"|^(embeddings\.position_ids|pooler\.dense\.|cls\.predictions\.|cls\.seq_relationship\.)",
+    dropped=BUFFERS
+    + r"|^(embeddings\.position_ids|pooler\.dense\.|cls\.predictions\.|cls\.seq_relationship\.|lm_head\.)",
+    unused_positions=_unused_positions,
     keys=_keys,
     vocabulary=_vocabulary,
     restored=_restored,

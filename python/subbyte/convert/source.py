@@ -198,18 +198,27 @@ def _from_checkpoint(path: Place, folder: Path, arch: Architecture, config: Conf
     keys["general.size_label"] = GgufValue("str", _size_label(source.recipes))
     keys.update(card)
     keys.update(arch.keys(config))
-    scaling = rope_type(rope_parameters(config))
-    if scaling != "default" and not any(
-        name.startswith((f"{arch.name}.rope.scaling.", "rope_f")) for name in (*keys, *present)
-    ):
-        source.warnings.append(
-            f"config.json: rotary scaling '{scaling}' cannot be stored for {arch.name} and is left out: programs will "
-            "treat long texts otherwise than the original"
-        )
+    source.warnings += _lost_scaling(arch, config, keys, present)
     keys["general.quantization_version"] = GgufValue("u32", 2)
     keys.update(arch.vocabulary(config, vocabulary.keys) if vocabulary.keys else {})
     source.model = _model(arch.name, {key: value.value for key, value in keys.items()})
     return source
+
+
+def _lost_scaling(arch: Architecture, config: Config, keys: Mapping[str, GgufValue], tensors: set[str]) -> list[str]:
+    """A warning where the factors of config.json's rotary scaling became neither keys nor tensors."""
+    kind = rope_type(rope_parameters(config))
+    factors = {"su": "rope_factors_long.weight", "longrope": "rope_factors_long.weight", "llama3": "rope_freqs.weight"}
+    if kind in factors:
+        stored = factors[kind] in tensors
+    else:
+        stored = kind == "default" or f"{arch.name}.rope.scaling.type" in keys or "rope_factors_long.weight" in tensors
+    if stored:
+        return []
+    return [
+        f"config.json: rotary scaling '{kind}' cannot be stored for {arch.name}, or lacks its factors, and is left out: "
+        "programs will treat long texts otherwise than the original"
+    ]
 
 
 class _Collected:
@@ -268,7 +277,9 @@ class _Collected:
         elif match.expert is not None:
             self._expert(name, match.name, match.expert, stored)
         else:
-            self._put(match.name, name, stored.shape, self._whole(match.name, stored))
+            rows = self._whole(match.name, stored)
+            cut = isinstance(rows, Selected)
+            self._put(match.name, name, rows.shape[1:] if cut else stored.shape, rows)
 
     def _stored(self, name: str) -> Rows:
         if name.endswith("_blocks") and self._scales(name) in self.tensors:
@@ -289,6 +300,9 @@ class _Collected:
             return _interleaved(stored, heads)
         if self.arch.cuts_embedding and target == "token_embd.weight" and 0 < self.n_vocab < stored.rows:
             return Selected(stored, (1, stored.rows, stored.columns), (slice(0, self.n_vocab), slice(None)))
+        unused = self.arch.unused_positions(self.config) if target == "position_embd.weight" else 0
+        if 0 < unused < stored.rows:
+            return Selected(stored, (1, stored.rows, stored.columns), (slice(unused, None), slice(None)))
         return Shifted(stored, shift) if shift else stored
 
     def _expert(self, name: str, target: str, expert: int, stored: Rows) -> None:
@@ -321,8 +335,6 @@ class _Collected:
         if len(target.encode()) > 63:
             raise FormatError(f"tensor '{name}': GGUF names have at most 63 bytes")
         self.seen[target] = name
-        if self.arch.cuts_embedding and isinstance(rows, Selected) and target == "token_embd.weight":
-            shape = rows.shape[1:]
         self.recipes[target] = Recipe(target, shape, rows)
 
     def finish(self) -> list[Recipe]:

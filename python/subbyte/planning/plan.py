@@ -38,6 +38,7 @@ from subbyte.planning.mix import (
     visit_order,
 )
 from subbyte.planning.output import Plan, TensorFile, TensorPlan
+from subbyte.tokenizer.pretokenizer import pre_tokenizers
 
 
 def make_plan(
@@ -80,13 +81,18 @@ def make_plan(
             "target_size and target_bpw choose the types themselves: give one of them, with to='gguf' and without pure "
             "or a plan"
         )
+    named = output_tensor_type or token_embedding_type or options.tensor_type
+    if types is not None and (pure or named):
+        raise ArgumentError("a plan names the type of every tensor: edit it instead of giving options for types")
+    if pure and not target_name:
+        raise ArgumentError("pure is one type for every tensor: name it, as in to='gguf.q6_k'")
     data = None if imatrix is None else load_imatrix(checked_path(imatrix, "imatrix"))
     if target_name:
         file_type(target_name)  # a misspelt target is reported before the source is read
     source = open_source(src, pre)
     source.warnings += _idle_rules(source, options)
-    if strict and source.warnings:
-        raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
+    if pre is not None:
+        _rename_pre(source, pre)
     copied = source.format == "gguf" and not target_name and not budget
     target = _noted_type(source) if copied else file_type(target_name or _own_type(source))
     # A checkpoint becomes a float or Q8_0 file in one step of the original converter; every other file is what the
@@ -116,6 +122,12 @@ def make_plan(
         )
         for name, recipe in ((name, recipes[name]) for name in chosen)
     )
+    if data is not None and not budget and (direct or not any(tensor.importance for tensor in tensors)):
+        used = sum(tensor.importance is not None for tensor in tensors)
+        source.warnings.append(f"imatrix: {used} tensors are encoded with it, and the file does not name it" if used
+                               else "imatrix: no tensor is encoded with it")  # fmt: skip
+    if strict and source.warnings:
+        raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     again = [tensor for tensor in tensors if tensor.kind == "requantized"]
     if again and not lossy:
         listed = ", ".join(f"'{tensor.name}' {tensor.recipe.type} to {tensor.type}" for tensor in again[:5])
@@ -155,6 +167,20 @@ def _target_name(to: str) -> str:
     if family != "gguf" or (dot and not name):
         raise unknown_target(to)
     return name
+
+
+def _rename_pre(source: Source, pre: str) -> None:
+    """Put another name into a GGUF source's ``tokenizer.ggml.pre``; see that a checkpoint's has got it.
+
+    Raises:
+        ArgumentError: there is no vocabulary whose texts are split by it.
+    """
+    if "tokenizer.ggml.model" not in source.metadata:
+        raise ArgumentError("pre: the source has no vocabulary", file=source.path)
+    if source.format == "gguf":
+        source.metadata["tokenizer.ggml.pre"] = GgufValue("str", pre)
+        if pre not in pre_tokenizers():
+            source.warnings.append(f"pre-tokenizer '{pre}' is none that is known: programs may refuse the file")
 
 
 def _noted_type(source: Source) -> FileType:
