@@ -137,8 +137,10 @@ def test_settings_that_contradict_the_side_file(tmp_path):
         subbyte.open(folder(tmp_path, planes, {"model.v_proj": params}, nbits=3))
 
 
-@pytest.mark.parametrize("method", ["sinq_hf", "sinq_quantAux"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+METHODS = [(bits, f"sinq_{name}") for bits in (2, 3, 4, 5, 6, 8) for name in ("hf", "quantAux", "2d", "2d_quantAux")]
+
+
+@pytest.mark.parametrize(("bits", "method"), [*METHODS, (4, "sinq_nf4"), (3, "sinq_nf3_quantAux")])
 @pytest.mark.parametrize("size", [1.0, 1e-3])
 def test_dual_scales_beat_scales_of_groups_alone(bits, method, size):
     rng = np.random.default_rng(3)
@@ -157,12 +159,8 @@ def test_odd_weights_are_encoded():
     for weight in (np.zeros((32, 64)), np.full((32, 64), 0.5), np.eye(32, 64)):
         planes = subbyte.encode("sinq", weight.astype(np.float32), params={"group_size": 32})
         np.testing.assert_allclose(subbyte.decode("sinq", planes, params=planes.config), weight, atol=0.04)
-    for params in (
-        {"group_size": 48},
-        {"group_size": 32, "method": "sinq_nf4"},
-        {"group_size": 32, "tiling_mode": "2D"},
-    ):
-        with pytest.raises(subbyte.UnsupportedError):
+    for params in ({"group_size": 48}, {"group_size": 64, "tiling_mode": "2D"}):
+        with pytest.raises(subbyte.UnsupportedError, match="do not divide"):
             subbyte.encode("sinq", np.zeros((32, 64), np.float32), params=params)
 
 

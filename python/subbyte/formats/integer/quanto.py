@@ -26,7 +26,7 @@ activations.
 
 Writer, every step in the type of the weight: int8 scale = amax / 127, float8 amax / largest element, the quotient x /
 scale to nearest, ties to even; int4 and int2 scale = (max - min) / (2^bits - 1), shift = -min, code of (x + shift) /
-scale. Groups have all columns up to 128, else the first of 128, 96, 64, 32 that divides them.
+scale. A group is the first of 128, 96, 64, 32 columns that divides more than 128, else all columns.
 """
 
 from __future__ import annotations
@@ -286,16 +286,14 @@ def _write_packed(form: Biased | Affine) -> dict[str, Plane]:
 
 def group_size(columns: int) -> int:
     """Columns of a group in the writer's rule."""
-    if columns <= 128:
-        return columns
-    return next((size for size in (128, 96, 64) if columns % size == 0), 32)
+    return next((size for size in (128, 96, 64, 32) if columns > 128 and columns % size == 0), columns)
 
 
 def _encode_packed(source: Plane, bits: int) -> Biased:
     rows, columns = source.shape
     width, kind = group_size(columns), source.kind
-    if not width or columns % width:
-        raise UnsupportedError(f"{columns} columns are no multiple of {max(width, 1)}, the smallest group")
+    if not width:
+        raise UnsupportedError("rows without columns cannot be stored in groups")
     groups = source.float32().reshape(-1, width)
     low, high = groups.min(axis=1, keepdims=True, initial=np.inf), groups.max(axis=1, keepdims=True, initial=-np.inf)
     with np.errstate(over="ignore"):

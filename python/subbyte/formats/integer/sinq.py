@@ -25,9 +25,10 @@ What is no tensor (nbits, group_size, shape, packing, method, compute_dtype, sca
 ``model.safetensors.index.json.meta.json``, as ``{module: {"meta": {…}}}``: the parameter ``meta`` here. Codes of 5 and
 6 bits are packed into words, ``5bit_32`` and ``6bit_32``.
 
-Encoding balances the standard deviations of rows and columns of each ``[out, g]`` tile (`balance`), rounds what is left
-to the nearest of 2^nbits steps from minimum to maximum of each group, and multiplies the row's factor into its scale.
-``method`` with ``quantAux`` quantizes scales and zeros to 8 bits from minimum to maximum.
+Encoding balances the standard deviations of rows and columns of each tile, ``[out, g]`` or ``[g, g]`` (`balance`),
+spreads the codes, or the values of the table, from minimum to maximum of what is left of each group, and multiplies the
+row's factor into its scale. ``method`` with ``quantAux`` quantizes scales and zeros to 8 bits, also from minimum to
+maximum. Codes are the nearest ones for the parameters as they are stored.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ from subbyte.errors import ArgumentError, Error, FormatError, UnsupportedError
 from subbyte.formats.base import Folder, Format, Layer, encoded, setting_int, setting_text
 from subbyte.formats.integer.slabs import DTYPE_NAMES, DTYPES, PACKINGS, matrix_shape, pack_slabs, slab_codes
 from subbyte.formats.table.bitsandbytes import NF4
-from subbyte.forms import DualScaled, Form
+from subbyte.forms import ByteCodes, DualScaled, Form
+from subbyte.forms.affine import spread
 from subbyte.planes import FLOATS, Plane, rounded
 
 SIDE_FILE = "model.safetensors.index.json.meta.json"
@@ -109,34 +111,34 @@ class Sinq(Format):
         if not isinstance(given, Mapping):
             raise FormatError(f"meta is {given!r:.60}: expected a JSON object")
         bits, group = setting_int(given, "nbits", 4, _PACKING), setting_int(given, "group_size", 64)
-        method = setting_text(given, "method", "sinq_hf")
-        if _table({"method": method}, bits) is not None or _tiled(given, method):
-            raise UnsupportedError(f"SINQ weights of method '{method}' cannot be made from floats yet")
+        tiled = _tiled(given, setting_text(given, "method", "sinq_hf"))
+        method = setting_text(given, "method", "sinq_2d" if tiled else "sinq_hf")
         rows, columns = source.shape
-        if group < 1 or columns % group:
-            raise UnsupportedError(f"groups of {group} do not divide {columns} columns")
-        meta = {
+        tile = group if tiled else max(rows, 1)
+        if group < 1 or columns % group or rows % tile:
+            raise UnsupportedError(f"groups of {group} columns, tiles of {tile} rows do not divide {rows} x {columns}")
+        meta: dict[str, Any] = {
             "nbits": bits, "group_size": group, "shape": [rows, columns], "awq_scale": None, "axis": 1,
             "packing": _PACKING[bits], "method": method,
             "compute_dtype": DTYPE_NAMES["BF16" if source.kind == "F32" else source.kind],
             "unpack_view_dtype": "torch.uint8" if PACKINGS[_PACKING[bits]].kind == "U8" else "torch.int32",
             "view_as_float": False,
         }  # fmt: skip
-        scales, zeros, column = dual_scales(source.float32(), bits, group)
-        found = {"meta.scale": _planes.finite_plane(scales, "F16"), "meta.zero": _planes.finite_plane(zeros, "F16")}
-        found["meta.scale2"] = _planes.finite_plane(column, "F16")
+        table = _table(meta, bits)
+        levels = np.arange(1 << bits, dtype=np.float32) if table is None else rounded(table, "F16")
+        found = dual_scales(source.float32(), levels, group, tile)
+        scales, zeros, column = (_planes.finite_plane(one, "F16") for one in found)
+        stored: dict[str, Plane] = {}
         if "quantaux" in method.lower():
-            scales, zeros = _quantize(found, "meta.scale", 32), _quantize(found, "meta.zero", scales.size)
-            meta |= {"scale.shape": [scales.size, 1], "zero.shape": [zeros.size, 1]}
-        else:
-            scales, zeros = found["meta.scale"].float32(), found["meta.zero"].float32()
-        wide = np.maximum(np.abs(found["meta.scale2"].float32()), np.finfo(np.float32).tiny)
-        normal = (source.float32() / wide).reshape(-1, group)
-        with np.errstate(all="ignore"):
-            exact = np.nan_to_num(normal / scales + zeros, nan=0.0)
-        codes = np.clip(np.rint(exact), 0, (1 << bits) - 1).astype(np.uint8)
-        found["W_q"] = pack_slabs(codes, _PACKING[bits], group)
-        return encoded(self.id, found, source.shape, {"meta": meta})
+            grid = (rows // tile, columns // group)
+            scales = _quantized(scales, "scale", grid, tiled, meta, stored)
+            zeros = _quantized(zeros, "zero", grid, tiled, meta, stored)
+        codes = nearest_codes(source.float32(), scales, zeros, column, levels, tile)
+        compute = "F16" if table is not None else DTYPES[meta["compute_dtype"]]
+        table = None if table is None else levels
+        shape = (rows, columns)
+        form = DualScaled(shape, ByteCodes(codes, bits), scales, zeros, column, group, tile, compute, table, stored)
+        return encoded(self.id, self.write(form, {**params, "meta": meta}), source.shape, {"meta": meta})
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         if not isinstance(form, DualScaled):
@@ -242,9 +244,7 @@ def _parameter(planes: Mapping[str, Any], name: str, meta: Mapping[str, Any], st
     ):
         raise FormatError(f"{key} is {shape!r:.60}, which does not fit {x.data.size} elements of plane '{parts[0]}'")
     stored.update(zip(parts, (x, s, m), strict=True))
-    with np.errstate(all="ignore"):
-        values = rounded(rounded(x.float32() * s.float32(), "F16") + m.float32(), "F16")
-    return _planes.float_plane(values.reshape(shape), "F16")
+    return _planes.float_plane(_auxiliary(x, s, m).reshape(shape), "F16")
 
 
 def _rows(values: NDArray[Any], rows: int, grid: tuple[int, int], flat: bool) -> NDArray[Any]:
@@ -262,50 +262,80 @@ def _parameters(values: NDArray[Any], grid: tuple[int, int], flat: bool) -> NDAr
     return np.ascontiguousarray(turned).reshape(prod(grid), -1, 1)
 
 
-def _quantize(found: dict[str, Plane], name: str, rows: int) -> NDArray[np.float32]:
-    """Replaces a plane by its codes of 8 bits in ``rows`` rows, each column from its minimum to its maximum.
+def _quantized(
+    plane: Plane, name: str, grid: tuple[int, int], tiled: bool, meta: dict[str, Any], stored: dict[str, Plane]
+) -> Plane:
+    """Scales or zeros, (rows, groups), as they decode from codes of 8 bits, which go to ``stored``.
 
-    Returns:
-        What they decode to, (values, 1).
+    Scales have a range for each of n / 32 columns of codes, zeros one for all.
     """
-    values = found.pop(name).float32()
-    if values.size % rows:
+    values = _parameters(plane.float32(), grid, not tiled)
+    rows = 32 if name == "scale" else values.size
+    if not values.size or values.size % rows:
         raise UnsupportedError(f"{values.size} scales cannot be quantized: expected a multiple of {rows}")
     table = values.reshape(rows, -1)
-    low, high = table.min(axis=0, keepdims=True, initial=np.inf), table.max(axis=0, keepdims=True, initial=-np.inf)
+    low, high = table.min(axis=0, keepdims=True), table.max(axis=0, keepdims=True)
     step = _planes.finite_plane((high - low) / np.float32(255), "F16")
     least = _planes.finite_plane(low, "F16")
     quotient = np.zeros_like(table)
     wide = np.broadcast_to(step.float32(), table.shape)
     np.divide(table - least.float32(), wide, out=quotient, where=wide > 0)
     x = np.clip(np.rint(quotient), 0, 255).astype(np.uint8)
-    found |= {f"{name}.x": Plane(x, "U8"), f"{name}.s": step, f"{name}.m": least}
-    decoded = rounded(rounded(x.astype(np.float32) * step.float32(), "F16") + least.float32(), "F16")
-    return decoded.reshape(-1, 1)
+    parts = {"x": Plane(x, "U8"), "s": step, "m": least}
+    meta[f"{name}.shape"] = list(values.shape)
+    stored.update({f"meta.{name}.{part}": one for part, one in parts.items()})
+    decoded = _auxiliary(*parts.values()).reshape(values.shape)
+    return _planes.float_plane(_rows(decoded, plane.shape[0], grid, not tiled), "F16")
+
+
+def _auxiliary(x: Plane, s: Plane, m: Plane) -> NDArray[np.float32]:
+    """What quantized scales or zeros decode to."""
+    with np.errstate(all="ignore"):
+        return rounded(rounded(x.float32() * s.float32(), "F16") + m.float32(), "F16")
 
 
 def dual_scales(
-    values: NDArray[np.float32], bits: int, group: int
+    values: NDArray[np.float32], levels: NDArray[np.float32], group: int, tile: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Scales and zeros of groups, scales of columns: float32 (groups, 1), (groups, 1), (1, columns).
+    """Scales and zeros of groups, (rows, groups), and scales of columns, (tiles, columns), all float32.
 
     A power of two near the deviation of each tile goes to the scales of the columns, so that those of groups stay in
     the range of float16.
+
+    Args:
+        values: float32, (rows, columns).
+        levels: float32, ascending: what codes stand for.
+        group: columns of a group and of a tile.
+        tile: rows of a tile.
     """
     rows, columns = values.shape
-    tiles = values.reshape(rows, columns // group, group).transpose(1, 0, 2)
+    grid = (rows // tile, columns // group)
+    tiles = values.reshape(grid[0], tile, grid[1], group).transpose(0, 2, 1, 3).reshape(-1, tile, group)
     of_rows, of_columns = balance(tiles)
     normal = tiles / of_rows / of_columns
     deviation = np.maximum(normal.std(axis=(1, 2), keepdims=True), np.float32(2.0**-24))
     power = np.exp2(np.floor(np.log2(deviation)))
     normal, of_columns = normal / power, of_columns * power
     low, high = normal.min(axis=2, keepdims=True), normal.max(axis=2, keepdims=True)
-    step = np.maximum((high - low) / np.float32((1 << bits) - 1), np.float32(2.0**-20))
+    step = np.maximum((high - low) / (levels[-1] - levels[0]), np.float32(2.0**-20))
     # float16 holds zeros up to 2^11 to the step; a group far from zero would need larger ones
     step = np.maximum(step, np.maximum(-low, high) / np.float32(2048))
-    zeros = (-low / step).transpose(1, 0, 2).reshape(-1, 1)
-    scales = (step * of_rows).transpose(1, 0, 2).reshape(-1, 1)
-    return scales, zeros, of_columns.reshape(1, columns)
+    zeros = levels[0] - low / step
+    scales = step * of_rows
+    turned = ((one.reshape(*grid, tile).transpose(0, 2, 1).reshape(rows, grid[1])) for one in (scales, zeros))
+    return *turned, of_columns.reshape(grid[0], columns)
+
+
+def nearest_codes(
+    values: NDArray[np.float32], scales: Plane, zeros: Plane, column: Plane, levels: NDArray[np.float32], tile: int
+) -> NDArray[np.uint8]:
+    """The codes whose levels come nearest for parameters as they are stored: uint8, (rows, columns)."""
+    wide = np.repeat(column.float32(), tile, axis=0)[: len(values)]
+    group = values.shape[1] // max(scales.shape[1], 1)
+    scale, zero = (spread(one.float32(), values.shape[1], group) for one in (scales, zeros))
+    with np.errstate(all="ignore"):
+        exact = np.nan_to_num(values / wide / scale + zero, nan=0.0)
+    return np.asarray(np.searchsorted((levels[:-1] + levels[1:]) / np.float32(2), exact), np.uint8)
 
 
 def balance(tiles: NDArray[np.float32], steps: int = 16) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
