@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -190,6 +191,11 @@ def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
         flat = np.ascontiguousarray(values, np.float32)
         _native.decode("F32", arrays.as_bytes(flat), flat.size, "bfloat16", arrays.as_bytes(out))
     return out
+
+
+def folded(data: Array) -> Array:
+    """An array as a matrix of rows: all axes but the last one in one."""
+    return data.reshape(prod(data.shape[:-1]), data.shape[-1])
 
 
 def float_plane(values: NDArray[np.float32], kind: str) -> Plane:

@@ -77,7 +77,7 @@ class Fp8(Format):
     def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
         config = _config(params)
         source = _planes.source(array)
-        if source.data.ndim < 2:
+        if source.data.ndim < 2 or not source.data.size:
             raise UnsupportedError(f"FP8 formats store matrices; the array has shape {list(source.shape)}")
         if _is_modelopt(params):
             return encoded(self.id, per_tensor(source), source.shape, params)
@@ -191,7 +191,7 @@ def block_size(config: Mapping[str, Any], key: str = "weight_block_size") -> tup
 
 def _clamped(block: tuple[int, int] | None, shape: Sequence[int]) -> tuple[int, int] | None:
     """The block cut to the matrix, which has the same grid."""
-    return None if block is None else (min(block[0], max(shape[-2], 1)), min(block[1], max(shape[-1], 1)))
+    return None if block is None else (min(block[0], shape[-2]), min(block[1], shape[-1]))
 
 
 def block_of(
@@ -210,6 +210,8 @@ def block_of(
         FormatError: the shapes do not fit.
     """
     *leading, rows, columns = shape
+    if not prod(shape):
+        raise FormatError(f"plane '{name}' is the scale of a weight without elements, {list(shape)}")
     given = _clamped(block, shape)
     if given is not None:
         wanted = (*leading, -(-rows // given[0]), -(-columns // given[1]))
@@ -219,7 +221,7 @@ def block_of(
             f"plane '{name}' has shape {list(scale)}: expected {list(wanted)} for a weight {list(shape)} in blocks of "
             f"{list(block or ())} (weight_block_size)"
         )
-    one = (max(rows, 1), max(columns, 1))
+    one = (rows, columns)
     if tuple(scale) in ((*leading, 1, 1), (*leading, 1), tuple(leading)) or prod(scale) == 1:
         return one
     if tuple(scale) in ((*leading, rows), (*leading, rows, 1)):
@@ -261,7 +263,7 @@ def per_tensor(source: Plane) -> dict[str, Plane]:
 def _round_blocks(source: Plane, element: str, block: tuple[int, int], config: Mapping[str, Any]) -> BlockScaled:
     """The elements nearest to a source, with the scales that transformers gives its blocks."""
     rows, columns = source.shape[-2:]
-    values = source.float32().reshape(-1, rows, columns)
+    values = source.float32().reshape(prod(source.shape[:-2]), rows, columns)
     largest = np.float32(np.nanmax(np.where(np.isinf(float8_values(element)), 0, float8_values(element))))
     maxima = np.abs(values)
     for axis in (1, 2):
@@ -346,7 +348,7 @@ def _fp4_experts(weight: Plane, scale: Plane, config: Mapping[str, Any]) -> Micr
             f"plane 'weight' has shape {list(weight.shape)} and its scale {list(scale.shape)}: expected one scale for "
             "16 bytes of two FP4 codes"
         )
-    flat = Plane(scale.data.view(np.uint8).reshape(-1, half // 16), "F8_E8M0")
+    flat = Plane(_planes.folded(scale.data.view(np.uint8)), "F8_E8M0")
     return Microscaled((*leading, 2 * half), packed_bytes(weight.data, 4), "E2M1", flat, "F8_E8M0", 32)
 
 
@@ -363,7 +365,7 @@ def _write_fp4(form: Microscaled, config: Mapping[str, Any]) -> dict[str, Plane]
 
 def _target(form: BlockScaled, config: Mapping[str, Any]) -> tuple[int, int]:
     """The block that the settings ask for; without one that of the form, where files can say it."""
-    one = (max(form.shape[-2], 1), max(form.columns, 1))
+    one = (form.shape[-2], form.columns)
     block = _clamped(block_size(config), form.shape)
     if block is not None:
         return block

@@ -85,7 +85,7 @@ class RowPairCodes(Codes):
     def unpack(self, rows: slice = slice(None)) -> CodeArray:
         start, stop, _ = rows.indices(self.shape[0])
         pairs = self.data[start // 2 : -(-stop // 2)]
-        both = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1, self.data.shape[1])
+        both = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(2 * len(pairs), self.data.shape[1])
         return both[start % 2 :][: stop - start] ^ np.uint8(8)
 
 
@@ -113,7 +113,7 @@ class ModelOpt(Format):
     def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
         algo, config = _algo(params)
         source = _planes.source(array)
-        if source.data.ndim < 2:
+        if source.data.ndim < 2 or not source.data.size:
             raise UnsupportedError(f"ModelOpt formats store matrices; the array has shape {list(source.shape)}")
         if algo == "FP8":
             return encoded(self.id, per_tensor(source), source.shape, params)
@@ -133,13 +133,15 @@ class ModelOpt(Format):
         if isinstance(form, Microscaled) and kind == "MXFP4":
             codes, scales = mxfp4_bytes(form)
             return {
-                "weight": Plane(codes.reshape(*leading, -1), "U8"),
-                "weight_scale": Plane(scales.reshape((-1, 1) if algo == "MXFP4" else (*leading, -1)), "U8"),
+                "weight": Plane(codes.reshape(*leading, codes.shape[1]), "U8"),
+                "weight_scale": Plane(
+                    scales.reshape((scales.size, 1) if algo == "MXFP4" else (*leading, scales.shape[1])), "U8"
+                ),
             }
         if isinstance(form, Microscaled) and kind == "MXFP8" and _plain(form, "F8_E4M3", "F8_E8M0", 32):
             return {
                 "weight": Plane(form.codes.unpack().reshape(form.shape), "F8_E4M3"),
-                "weight_scale": Plane(form.scales.data.view(np.uint8).reshape(*leading, -1), "U8"),
+                "weight_scale": Plane(form.scales.data.view(np.uint8).reshape(*leading, form.columns // 32), "U8"),
             }
         if isinstance(form, Microscaled) and kind == "NVFP4":
             return _write_nvfp4(form)
@@ -310,7 +312,7 @@ def _mxfp4(planes: Mapping[str, Any], weight: Plane, config: Mapping[str, Any]) 
 def _mxfp8(planes: Mapping[str, Any], weight: Plane, config: Mapping[str, Any]) -> Form:
     scale = _planes.get(planes, "weight_scale", ("U8", "F8_E8M0"))
     shape, scales = _blocks(weight, scale, _group(config, 32), 1)
-    codes = ByteCodes(weight.data.reshape(-1, shape[-1]))
+    codes = ByteCodes(_planes.folded(weight.data))
     return Microscaled(shape, codes, "F8_E4M3", Plane(scales, "F8_E8M0"), "F8_E8M0", 32)
 
 
@@ -330,8 +332,8 @@ def _int4(planes: Mapping[str, Any], weight: Plane, config: Mapping[str, Any]) -
     if not groups or columns % groups:
         raise FormatError(f"plane 'weight_scale' has {groups} groups, which do not divide {columns} columns")
     size = _group(config, columns // groups)
-    codes = RowPairCodes(weight.data.reshape(-1, columns))
-    scales = Plane(scale.data.reshape(-1, groups), scale.kind)
+    codes = RowPairCodes(_planes.folded(weight.data))
+    scales = Plane(_planes.folded(scale.data), scale.kind)
     return Affine((*leading, rows, columns), codes, scales, 8, size)
 
 
@@ -347,8 +349,8 @@ def _write_nvfp4(form: Microscaled) -> dict[str, Plane]:
         raise UnsupportedError("the scale of the tensor divides or is its largest magnitude: turning it over rounds it")
     second = np.float32(1) if form.multiplier is None else form.multiplier
     return {
-        "weight": Plane(as_packed_bytes(form.codes).reshape(*form.shape[:-1], -1), "U8"),
-        "weight_scale": Plane(form.scales.data.view(np.uint8).reshape(*form.shape[:-1], -1), "F8_E4M3"),
+        "weight": Plane(as_packed_bytes(form.codes).reshape(*form.shape[:-1], form.columns // 2), "U8"),
+        "weight_scale": Plane(form.scales.data.view(np.uint8).reshape(*form.shape[:-1], form.columns // 16), "F8_E4M3"),
         "weight_scale_2": Plane(np.array(second, np.float32), "F32"),
     }
 
@@ -356,7 +358,7 @@ def _write_nvfp4(form: Microscaled) -> dict[str, Plane]:
 def _write_fp8(form: BlockScaled, algo: str) -> dict[str, Plane]:
     rows, columns = form.shape[-2:]
     block = {"FP8": (rows, columns), "FP8_PER_CHANNEL_PER_TOKEN": (1, columns)}.get(algo, (128, 128))
-    block = (max(1, min(block[0], rows)), max(1, min(block[1], columns)))
+    block = (min(block[0], rows), min(block[1], columns))
     scales = form.regrid(block)
     if form.element != "F8_E4M3" or form.inverse or form.scales.kind not in FLOATS or scales is None:
         raise UnsupportedError(
@@ -390,14 +392,14 @@ def _write_int4(form: Affine, config: Mapping[str, Any]) -> dict[str, Plane]:
     leading, (rows, columns) = form.shape[:-2], form.shape[-2:]
     return {
         "weight": Plane((signed[::2] | signed[1::2] << 4).reshape(*leading, rows // 2, columns), "U8"),
-        "weight_scale": Plane(np.ascontiguousarray(scales).reshape(*leading, rows, -1), form.scales.kind),
+        "weight_scale": Plane(np.ascontiguousarray(scales).reshape(*leading, rows, scales.shape[1]), form.scales.kind),
     }
 
 
 def _rows(source: Plane, block: int) -> NDArray[np.float32]:
     if source.shape[-1] % block:
         raise UnsupportedError(f"rows of {source.shape[-1]} columns: expected whole blocks of {block}")
-    return source.float32().reshape(-1, source.shape[-1])
+    return _planes.folded(source.float32())
 
 
 def _encode_nvfp4(source: Plane, config: Mapping[str, Any]) -> Form:

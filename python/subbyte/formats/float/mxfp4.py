@@ -45,14 +45,14 @@ class Mxfp4(Format):
         scales = _planes.get(planes, "scales", ("U8", "F8_E8M0"), blocks.shape[:-1])
         shape = dense_shape(blocks.shape)
         codes = packed_bytes(blocks.data.reshape(*shape[:-1], shape[-1] // 2), 4)
-        flat = Plane(scales.data.view(np.uint8).reshape(-1, shape[-1] // BLOCK), "F8_E8M0")
+        flat = Plane(_planes.folded(scales.data.view(np.uint8)), "F8_E8M0")
         return Microscaled(shape, codes, "E2M1", flat, "F8_E8M0", BLOCK)
 
     def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
         source = _planes.source(array)
-        if source.shape[-1] % BLOCK or source.data.ndim < 2:
+        if source.data.ndim < 2 or source.shape[-1] % BLOCK or not source.data.size:
             raise UnsupportedError(f"MXFP4 stores rows of whole blocks of {BLOCK}; the array has {list(source.shape)}")
-        values = source.float32().reshape(-1, source.shape[-1])
+        values = _planes.folded(source.float32())
         scales = e8m0_scales(block_maxima(values, BLOCK), "E2M1", "ceil")
         codes = encode_e2m1(divide_blocks(values, float8_values("F8_E8M0")[scales]))
         form = Microscaled(

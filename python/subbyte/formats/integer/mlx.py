@@ -95,9 +95,9 @@ class Mlx(Format):
         config = _config(params)
         mode, bits, group = _layout(config)
         source = _planes.source(array)
-        if source.data.ndim < 2 or source.shape[-1] % group or source.shape[-1] * bits % 32:
+        if source.data.ndim < 2 or not source.data.size or source.shape[-1] % group or source.shape[-1] * bits % 32:
             raise UnsupportedError(f"MLX stores matrices of whole groups of {group}; the array is {list(source.shape)}")
-        values = source.float32().reshape(-1, source.shape[-1])
+        values = _planes.folded(source.float32())
         form: Form
         if mode == "affine":
             rule = _round_metal if _is_metal(config) else _round_affine
@@ -125,7 +125,7 @@ class Mlx(Format):
         leading, columns = form.shape[:-1], form.columns
         if columns % group or columns * bits % 32:
             raise UnsupportedError(f"rows of {columns} columns are no whole groups of {group}")
-        planes = {"weight": Plane(_words(form.codes, bits).reshape(*leading, -1), "U32")}
+        planes = {"weight": Plane(_words(form.codes, bits).reshape(*leading, columns * bits // 32), "U32")}
         if isinstance(form, Biased):
             if form.signed or form.group_size % group or columns % form.group_size:
                 raise UnsupportedError(
@@ -133,7 +133,7 @@ class Mlx(Format):
                 )
             for name, found in (("scales", form.scales), ("qbiases" if _is_metal(config) else "biases", form.biases)):
                 wide = np.repeat(found.data, form.group_size // group, axis=1)
-                planes[name] = Plane(np.ascontiguousarray(wide).reshape(*leading, -1), found.kind)
+                planes[name] = Plane(np.ascontiguousarray(wide).reshape(*leading, columns // group), found.kind)
             return planes
         if isinstance(form, Microscaled):
             planes |= _small_float_planes(form, mode)
@@ -272,14 +272,14 @@ def _small_float_planes(form: Microscaled, mode: str) -> dict[str, Plane]:
         )
     if form.multiplier is not None or form.divisor is not None:
         raise UnsupportedError("the scale of the tensor is not its largest magnitude: making it that rounds")
-    planes = {"scales": Plane(form.scales.data.view(np.uint8).reshape(*form.shape[:-1], -1), "U8")}
+    planes = {"scales": Plane(form.scales.data.view(np.uint8).reshape(*form.shape[:-1], form.columns // block), "U8")}
     if form.maximum is not None:
         planes["global_scale"] = Plane(np.array([form.maximum], np.float32), "F32")
     return planes
 
 
 def _edges(values: NDArray[np.float32], group: int) -> tuple[NDArray[np.float32], ...]:
-    grouped = values.reshape(len(values), -1, group)
+    grouped = values.reshape(len(values), values.shape[1] // group, group)
     return grouped, grouped.min(axis=2), grouped.max(axis=2)
 
 
@@ -289,7 +289,7 @@ def _codes(
     with np.errstate(all="ignore"):
         codes = np.rint((grouped - biases[:, :, None]) / scales[:, :, None])
     clipped: NDArray[np.float32] = np.clip(np.nan_to_num(codes, nan=0.0), 0, (1 << bits) - 1)
-    return clipped.reshape(len(grouped), -1).astype(np.uint8)
+    return clipped.reshape(len(grouped), grouped.shape[1] * grouped.shape[2]).astype(np.uint8)
 
 
 def _round_affine(
@@ -323,7 +323,7 @@ def _round_metal(
 def _round_small_floats(source: Plane, mode: str, global_scale: Any) -> Microscaled:
     """The elements and scales that MLX gives a source; ``global_scale`` is amax or None."""
     element, scale_kind, _, block = MODES[mode]
-    values = source.float32().reshape(-1, source.shape[-1])
+    values = _planes.folded(source.float32())
     maxima = block_maxima(values, block)
     maximum = None if global_scale is None else _maximum(global_scale, mode)
     if scale_kind == "F8_E8M0":
