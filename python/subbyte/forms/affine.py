@@ -152,7 +152,9 @@ class Affine(Form):
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         scales = self._columns(Plane(self.scales.data[rows], self.scales.kind).float32())
-        return self.differences(rows).astype(np.float32) * scales
+        with np.errstate(all="ignore"):
+            scaled: NDArray[np.float32] = self.differences(rows).astype(np.float32) * scales
+        return scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +189,9 @@ class Biased(Form):
     def _values(self, rows: slice, kind: str) -> NDArray[np.float32]:
         codes = self.codes.unpack(rows).astype(np.float32) - np.float32(self.signed)
         scales, biases = (Plane(p.data[rows], p.kind).float32() for p in (self.scales, self.biases))
-        product = rounded(codes * spread(scales, self.columns, self.group_size), kind)
-        return rounded(product + spread(biases, self.columns, self.group_size), kind)
+        with np.errstate(all="ignore"):
+            product = rounded(codes * spread(scales, self.columns, self.group_size), kind)
+            return rounded(product + spread(biases, self.columns, self.group_size), kind)
 
 
 @dataclass(frozen=True, eq=False)
