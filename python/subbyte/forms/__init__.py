@@ -9,12 +9,13 @@ from subbyte.forms.base import Form
 from subbyte.forms.codes import ByteCodes, ByteRowCodes, Codes, PackedCodes
 from subbyte.forms.dual import DualScaled
 from subbyte.forms.flat import NibbleCodes, SlabCodes
+from subbyte.forms.low_rank import LowRank
 from subbyte.forms.real_bias import RealBias
 from subbyte.forms.row_table import RowTable
 from subbyte.forms.scaled import BlockScaled, ColumnScaled, Microscaled
 from subbyte.forms.table import QuantizedScales, Table
 from subbyte.forms.ternary import Ternary
-from subbyte.forms.tiled import ReshapedCodes, TiledCodes, Tiling
+from subbyte.forms.tiled import CroppedCodes, ReshapedCodes, TiledCodes, Tiling
 from subbyte.forms.two_level import TwoLevel
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "ByteRowCodes",
     "Codes",
     "ColumnScaled",
+    "CroppedCodes",
     "DualScaled",
     "FloatZero",
     "Form",
+    "LowRank",
     "Microscaled",
     "NibbleCodes",
     "PackedCodes",

@@ -145,3 +145,23 @@ class ReshapedCodes(FlatCodes):
         first = start // width
         found = self.source.unpack(slice(first, -(-stop // width))).reshape(-1)
         return found[start - first * width : stop - first * width]
+
+
+@dataclass(frozen=True, eq=False)
+class CroppedCodes(Codes):
+    """The upper left of a padded matrix of codes.
+
+    Attributes:
+        source: at least as many rows and columns.
+    """
+
+    source: Codes
+    shape: tuple[int, int]
+
+    @property
+    def bits(self) -> int:  # type: ignore[override]
+        return self.source.bits
+
+    def unpack(self, rows: slice = slice(None)) -> CodeArray:
+        start, stop, _ = rows.indices(self.shape[0])
+        return self.source.unpack(slice(start, stop))[:, : self.shape[1]]

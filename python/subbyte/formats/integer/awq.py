@@ -160,7 +160,7 @@ class Awq(Format):
                 f"size {group_size}"
             )
         groups = -(-columns // group_size)
-        width = _zero_words(groups, group_size)
+        width = zero_words(groups, group_size)
         shape = (out, columns)
         if not fast:
             scales = _planes.get(planes, "scales", "F16", (out, 8 * width))
@@ -218,7 +218,7 @@ class Awq(Format):
                 "scales": Plane(np.ascontiguousarray(form.scales.data.T), "F16"),
             }
         if version == "gemv":
-            width = _zero_words(zeros.shape[1], group_size)
+            width = zero_words(zeros.shape[1], group_size)
             padded = np.zeros((form.rows, 8 * width), np.uint8)
             padded[:, : zeros.shape[1]] = zeros
             scales_padded = np.zeros(padded.shape, np.float16)
@@ -306,7 +306,7 @@ def _guessed(folder: Folder, tensors: Mapping[str, str]) -> dict[str, Any]:
     return {"version": "gemm" if outputs == qweight.shape[1] * 8 else "gemv"}
 
 
-def _zero_words(groups: int, group_size: int) -> int:
+def zero_words(groups: int, group_size: int) -> int:
     """32-bit words that hold the zeros of a row of ``gemv``."""
     multiple = 1 if group_size >= 128 else 2 if group_size >= 64 else 4
     words = -(-groups // 8)
@@ -345,7 +345,7 @@ def _write_fast(
     planes = {"qweight": Plane(np.ascontiguousarray(words).reshape(out // 4, columns), "I16")}
     of_zeros = "scaled_zeros" if config.get("backend") == "llm-awq" else "qzeros"
     for name, values in (("scales", scales.data), (of_zeros, scaled_zeros)):
-        padded = np.zeros((8 * _zero_words(groups, group_size), out), np.float16)
+        padded = np.zeros((8 * zero_words(groups, group_size), out), np.float16)
         padded[:groups] = values.T
         planes[name] = Plane(padded, "F16")
     return planes
