@@ -216,8 +216,8 @@ def _lost_scaling(arch: Architecture, config: Config, keys: Mapping[str, GgufVal
     if stored:
         return []
     return [
-        f"config.json: rotary scaling '{kind}' cannot be stored for {arch.name}, or lacks its factors, and is left out: "
-        "programs will treat long texts otherwise than the original"
+        f"config.json: rotary scaling '{kind}' cannot be stored for {arch.name}, or lacks its factors, and is "
+        "left out: programs will treat long texts otherwise than the original"
     ]
 
 
