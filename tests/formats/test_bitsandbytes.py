@@ -9,6 +9,7 @@ import subbyte
 from formats.common import check_damage, check_hostile_settings, check_round_trip
 from subbyte.formats.table.bitsandbytes import TABLES, dynamic_map
 from subbyte.io.safetensors import write_safetensors
+from subbyte.planes import result
 
 STATE = "weight.quant_state.bitsandbytes__"
 
@@ -46,9 +47,12 @@ def test_four_bits_come_back(kind, shape, nested, seed):
     data = planes["weight"].reshape(-1)
     codes = np.stack((data >> 4, data & 15), 1).reshape(-1)[: form.rows * form.columns]
     scales = np.repeat(form.scales, form.block)[: codes.size]
-    np.testing.assert_array_equal(
-        subbyte.decode("bitsandbytes", planes, params=params).reshape(-1), TABLES[kind][codes] * scales
-    )
+    expected = (TABLES[kind][codes] * scales).reshape(shape)
+    for dtype in ("float32", "float16", "bfloat16"):
+        found = subbyte.decode("bitsandbytes", planes, params=params, dtype=dtype)
+        assert found.tobytes() == result(expected, dtype).tobytes()
+    if form.rows > 2:
+        assert form.decode_rows(slice(1, 3)).tobytes() == expected.reshape(form.rows, -1)[1:3].tobytes()
 
 
 @pytest.mark.parametrize("storage", ["float16", "float32"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from subbyte import _native
 from subbyte.arrays import Array
 from subbyte.errors import FormatError
 from subbyte.forms.codes import CodeArray, Codes
@@ -42,6 +43,13 @@ class NibbleCodes(FlatCodes):
         expected = (self.shape[0] * self.shape[1] + 1) // 2
         if self.data.shape != (expected,):
             raise FormatError(f"{self.data.size} bytes of codes: expected {expected} for a weight {list(self.shape)}")
+
+    def native(self) -> _native.PackedLayer | None:
+        rows, columns = self.shape
+        if columns % 2:
+            return None  # rows begin within a byte
+        data = np.ascontiguousarray(self.data)
+        return _native.PackedLayer(data, 4, rows, columns, down=False, row_bytes=columns // 2, high_first=True)
 
     def flat(self, start: int, stop: int) -> CodeArray:
         found = self.data[start // 2 : (stop + 1) // 2]

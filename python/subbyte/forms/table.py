@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subbyte.errors import FormatError
-from subbyte.forms.base import Form
+from subbyte.forms.base import Form, Native
 from subbyte.forms.codes import Codes
 
 
@@ -76,6 +76,12 @@ class Table(Form):
             )
         if self.table.shape != (1 << self.codes.bits,):
             raise FormatError(f"a table of shape {list(self.table.shape)}: expected {1 << self.codes.bits} values")
+
+    def native(self, kind: str) -> Native | None:
+        codes = self.codes.native() if self.codes.bits == 4 else None
+        if codes is None:
+            return None
+        return Native(codes, self.columns, "table", self.block, self.scales, table=self.table, flat=True)
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         start, stop, _ = rows.indices(self.rows)

@@ -188,10 +188,13 @@ def _dense_shape(stored: tuple[int, ...], kind: str, entry: Mapping[str, Any]) -
     return (*stored[:-1], stored[-1] * 2) if halves else stored
 
 
-def _type_name(data: Mapping[str, Any], key: str) -> Any:
+def _type_name(data: Mapping[str, Any], key: str) -> str:
     """Name of a torch type, stored as ``{"_type": "torch.dtype", "_data": name}``."""
     found = data.get(key)
-    return found.get("_data") if isinstance(found, Mapping) else found
+    name = found.get("_data") if isinstance(found, Mapping) else found
+    if not isinstance(name, str):
+        raise FormatError(f"{key} is {name!r:.60}: expected the name of a type")
+    return name
 
 
 def _block_size(data: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, ...]:
