@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 import subbyte
 from subbyte.planning.allocate import Allocation, Option, allocate
-from subbyte.planning.budget import parse_size
+from subbyte.planning.budget import parse_bits, parse_size
 
 Units = dict[str, list[Option]]
 
@@ -125,7 +127,52 @@ def test_models_of_real_size(count: int, options: int) -> None:
     assert found.loss < found.bound * 1.01
 
 
-@pytest.mark.parametrize("bad", [Option(-1, 0.0), Option(1, -1.0), Option(1, math.nan), Option(1, math.inf)])
+def test_the_bound_holds_for_losses_of_any_size() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        units = {
+            f"u{unit}": [
+                Option(int(size), float(10.0**power))
+                for size, power in zip(rng.integers(0, 1000, 4), rng.uniform(-300, 300, 4), strict=True)
+            ]
+            for unit in range(5)
+        }
+        limit = int(rng.integers(2000, 4000))
+        best = brute_force(units, limit)
+        if best is not None:
+            found = allocate(units, limit)
+            assert 0 <= found.bound <= found.loss
+            assert found.nbytes <= limit
+            if found.solver == "exact":
+                assert found.loss == pytest.approx(best[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("options", [4, 9])
+def test_problems_that_are_too_hard_are_left_soon(options: int) -> None:
+    rng = np.random.default_rng(0)
+    units = {  # loss and bytes make nearly the same sum everywhere: nothing can be ruled out
+        f"{unit:02d}": [
+            Option(int(size), float(2e9 - size + 3 * rng.random()))
+            for size in np.sort(rng.integers(10**8, 10**9, options))
+        ]
+        for unit in range(30)
+    }
+    limit = sum(unit[0].nbytes for unit in units.values()) * 3 // 2
+    tracemalloc.start()
+    start = time.perf_counter()
+    found = allocate(units, limit)
+    took, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.solver == "greedy"
+    assert found.bound <= found.loss < found.bound * 1.01
+    assert found.nbytes <= limit
+    assert took < 30
+    assert peak < 400 << 20
+
+
+@pytest.mark.parametrize(
+    "bad", [Option(-1, 0.0), Option(1, -1.0), Option(1, math.nan), Option(1, math.inf), Option(1, 1e301)]
+)
 def test_numbers_that_mean_nothing_are_refused(bad: Option) -> None:
     with pytest.raises(subbyte.ArgumentError, match="'b'"):
         allocate({"a": [Option(1, 1.0)], "b": [bad]}, 10)
@@ -142,7 +189,19 @@ def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "4 bits", "1e9", "0x10", "4.GiB"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(subbyte.ArgumentError, match="expected a size"):
+@pytest.mark.parametrize(
+    "text",
+    ["", "GiB", "-1", "4 bits", "1e9", "0x10", "4.GiB", "0", "9" * 400 + ".0T", "9" * 5000, "9999999999999999999",
+     "9999999T", "\u0664", 0, -1, 1 << 63, 10**4000, True, 1.5, b"4GiB", ["4GiB"]],
+)  # fmt: skip
+def test_sizes_that_are_none(text: Any) -> None:
+    with pytest.raises(subbyte.ArgumentError, match="expected a size") as caught:
         parse_size(text)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("bits", [math.nan, math.inf, -math.inf, 1e308, 0, -1, 65, 10**400, True, "4", b"x", [4]])
+def test_bits_that_are_none(bits: Any) -> None:
+    with pytest.raises(subbyte.ArgumentError, match="expected a number of bits") as caught:
+        parse_bits(bits)
+    assert len(str(caught.value)) < 200

@@ -342,3 +342,12 @@ def test_json_of_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
         code, out, _ = run(capsys, *line, "--json")
         assert code == 0, line
         assert json.loads(out, parse_constant=pytest.fail), line
+
+
+def test_ctrl_c_before_anything_is_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subbyte, "plan", stopped)
+    assert cli.main(["plan", str(SMALL_LLAMA), "--to", "gguf.q8_0"]) == 130
+    assert "interrupted; nothing was left" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +170,8 @@ GOOD = (b"a", 1, 2, b"\0" * 8)
     [
         b"", b"\1\0", dat(count=0), dat(GOOD, count=2), dat(GOOD, GOOD), dat((b"a", 1, 3, b"\0" * 8)),
         dat((b"a", 1, -1, b"")), dat((b"a", -1, 2, b"\0" * 8)), dat((b"\xff", 1, 2, b"\0" * 8)), dat(GOOD, tail=b"\1"),
-        dat(GOOD, tail=struct.pack("<ii", 1, 9) + b"short"), dat(count=2**31 - 1), dat((b"a", 1, 2**31 - 1, b"")),
+        dat(GOOD, tail=struct.pack("<ii", 1, 9) + b"short"), dat(GOOD, tail=struct.pack("<ii", 1, 4) + b"text\0"),
+        dat(count=2**31 - 1), dat((b"a", 1, 2**31 - 1, b"")),
     ],
 )  # fmt: skip
 def test_damaged_dat_files_are_refused(tmp_path: Path, raw: bytes) -> None:
@@ -231,3 +234,40 @@ def test_refusals_of_saving(tmp_path: Path) -> None:
     with pytest.raises(subbyte.Error):
         load_imatrix(tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["gguf", "dat"])
+def test_a_file_can_be_written_over_itself(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "im"
+    path.write_bytes(FILES["dat"].read_bytes())
+    before = load_imatrix(FILES["dat"])
+    save_imatrix(path, load_imatrix(path), kind=kind)
+    after = load_imatrix(path)
+    assert set(after) == set(before)
+    for name, entry in before.items():
+        assert np.array_equal(after[name].sums, entry.sums)
+
+
+def test_the_module_is_there_without_an_import_of_its_own() -> None:
+    script = "import subbyte; assert subbyte.imatrix.load_imatrix; assert 'imatrix' in dir(subbyte)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_importance_data_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
+    def warnings(data: dict[str, Entry], to: str) -> list[str]:
+        save_imatrix(tmp_path / "im", ImportanceMatrix.of(data))
+        found = make_plan(GOLDEN / "convert/tiny-llama", to, imatrix=tmp_path / "im").warnings
+        return [warning for warning in found if "imatrix" in warning]
+
+    whole = dict(load_imatrix(FILES["gguf"]))
+    assert warnings(whole, "gguf.q4_0") == []
+    assert "none gets a type that uses it" in warnings(whole, "gguf.q8_0")[0]
+    foreign = {f"other.{name}": entry for name, entry in whole.items()}
+    assert f"none of its {len(whole)} entries" in warnings(foreign, "gguf.q4_0")[0]
+    lacking = whole.pop("blk.0.attn_q.weight")
+    assert "no entry for 1 of the" in warnings(whole, "gguf.q4_0")[0]
+    assert "'blk.0.attn_q.weight'" in warnings(whole, "gguf.q4_0")[0]
+    whole["blk.0.attn_q.weight"] = Entry(lacking.sums[:, :-1], lacking.counts)
+    for to in ("gguf.q4_0", "gguf.q8_0", "gguf.bf16"):
+        with pytest.raises(subbyte.ArgumentError, match="another model"):
+            warnings(whole, to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_an_imatrix_without_use_is_a_warning(tmp_path: Path) -> None:
     plan = subbyte.plan(SMALL_LLAMA, to="gguf.q8_0", imatrix=tmp_path / "im.gguf")
     assert any("no tensor is encoded with it" in warning for warning in plan.plan.warnings)
     plan = subbyte.plan(SMALL_LLAMA, to="gguf.q4_0", imatrix=tmp_path / "im.gguf")
-    assert not any("imatrix" in warning for warning in plan.plan.warnings)
+    assert not any("no tensor is encoded" in warning for warning in plan.plan.warnings)
 
 
 def test_classes(tmp_path: Path) -> None:
@@ -162,8 +163,44 @@ def test_rules_are_kept_within_a_budget() -> None:
 
 
 def test_a_budget_that_cannot_be_kept_says_what_could() -> None:
-    with pytest.raises(subbyte.ArgumentError, match=r"too few: the smallest choice of types takes [\d,]+"):
+    with pytest.raises(subbyte.ArgumentError, match=r"too small: the smallest types take [\d,]+ bytes: ") as caught:
         subbyte.plan(SMALL_LLAMA, target_size="1MB")
+    least, *parts = (
+        int(number.replace(",", "")) for number in re.findall(r"[\d,]+\d(?= bytes| in )", str(caught.value))
+    )
+    assert sum(parts) == least
+    assert subbyte.plan(SMALL_LLAMA, target_size=least).nbytes == least
+    with pytest.raises(subbyte.ArgumentError, match=f"the smallest types take {least:,} bytes"):
+        subbyte.plan(SMALL_LLAMA, target_size=least - 1)
+
+
+def test_bits_that_cannot_be_kept_say_what_could() -> None:
+    with pytest.raises(subbyte.ArgumentError, match=r"too small: the smallest types take [\d.]+ bits") as caught:
+        subbyte.plan(SMALL_LLAMA, target_bpw=1)
+    least = re.findall(r"take ([\d.]+) bits", str(caught.value))[0]
+    assert subbyte.plan(SMALL_LLAMA, target_bpw=float(least)).nbytes > 0
+    with pytest.raises(subbyte.ArgumentError, match="too small"):
+        subbyte.plan(SMALL_LLAMA, target_bpw=float(least) - 0.02)
+
+
+def test_a_budget_for_a_quantized_file_counts_its_quantized_tensors(tmp_path: Path) -> None:
+    source = tmp_path / "q8.gguf"
+    subbyte.convert(SMALL_LLAMA, source, to="gguf.q8_0")
+    with pytest.raises(subbyte.ArgumentError, match="quantized already; convert the original, or allow it with lossy"):
+        subbyte.plan(source, target_bpw=4)
+    plan = subbyte.plan(source, target_bpw=4, lossy=True)
+    chosen = [row for row in plan.rows if len(row.shape) == 2]
+    assert 3.9 < 8 * sum(row.nbytes for row in chosen) / sum(int(np.prod(row.shape)) for row in chosen) <= 4
+    assert {row.kind for row in chosen} >= {"requantized"}
+    report = subbyte.convert(source, tmp_path / "small.gguf", target_size="3MB", lossy=True)
+    assert 2_900_000 < report.nbytes <= 3_000_000
+
+
+@pytest.mark.parametrize("options", [{"token_embedding_type": "iq2_xxs"}, {"tensor_type": ["attn_q=iq1_s"]}])
+@pytest.mark.parametrize("to", ["gguf.q8_0", "gguf.bf16", "gguf"])
+def test_types_that_need_importance_are_refused_by_the_plan(to: str, options: dict[str, Any]) -> None:
+    with pytest.raises(subbyte.ArgumentError, match=r"need importance data.*'(token_embd|blk\.0\.attn_q)"):
+        subbyte.plan(SMALL_LLAMA, to=to, **options)
 
 
 def test_importance_decides_what_matters(tmp_path: Path) -> None:

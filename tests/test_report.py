@@ -243,3 +243,33 @@ subbyte.convert(sys.argv[1], sys.argv[2], to="gguf.q8_0")
     arguments = [str(GOLDEN / "convert" / "tiny-llama"), str(tmp_path / "a.gguf")]
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"subbyte\.convert INFO .*a\.gguf: complete, 116384 bytes\n", done.stderr)
+
+
+def test_what_is_read_is_never_written(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(SMALL_LLAMA, source)
+    (tmp_path / "link").hardlink_to(made)
+    (tmp_path / "other").symlink_to(source / "config.json")
+    files = [made, tmp_path / "link", tmp_path / "other", made.with_name(made.name + ".subbyte.json")]
+    files += list(source.iterdir())
+    before = [file.read_bytes() for file in files]
+    for option in ("--html", "--csv"):
+        for file in files:
+            code, _, err = run(capsys, "report", made, "--against", source, option, file)
+            assert code == 2
+            assert "is a file that is read here" in err
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    (tmp_path / "link.html").symlink_to(page)
+    assert run(capsys, "report", made, "--html", tmp_path / "link.html")[0] == 0
+    assert page.read_text().startswith("<!doctype html>")
+    assert (tmp_path / "link.html").is_symlink()
+    assert run(capsys, "report", made, "--csv", "/dev/null")[0] == 0
+    assert run(capsys, "report", made, "--csv", tmp_path / "none" / "r.csv")[0] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.html", "page.html"]

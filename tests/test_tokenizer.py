@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import struct
 import tempfile
 from pathlib import Path
@@ -432,3 +433,17 @@ def test_wordpiece(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(body))
     with pytest.raises(subbyte.UnsupportedError, match="Unigram"):
         tokenizer_keys(tmp_path, {})
+
+
+def test_a_vocabulary_that_cannot_be_meant_is_warned_about(tmp_path: Path) -> None:
+    config = {"vocab_size": 8}
+    for changes, words in (
+        ({"model": {"merges": None}}, "no merges"),
+        (
+            {"model": {"vocab": {"a": 0, "b": 1, "ab": 1}}},
+            "1 tokens have the id of another one.*id 1 is that of 'b' and 'ab'",
+        ),
+    ):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(bpe(**changes)))
+        warnings = tokenizer_keys(tmp_path, config).warnings
+        assert any(re.search(words, warning) for warning in warnings), warnings

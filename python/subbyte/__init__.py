@@ -27,6 +27,7 @@ from subbyte.errors import (
 )
 
 if TYPE_CHECKING:
+    from subbyte import imatrix as imatrix
     from subbyte._native import __version__
     from subbyte.api import decode, encode, open
     from subbyte.checkpoint import Checkpoint, Weight
@@ -87,7 +88,13 @@ _LAZY = {
 }
 
 
+_MODULES = frozenset({"imatrix"})
+"""Public modules beside the names above."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'subbyte' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)
@@ -96,7 +103,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})
 
 
 class _Package(ModuleType):

@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return notices.complain(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
     except KeyboardInterrupt as stopped:
-        notices.complain(f"interrupted; {stopped or 'nothing was left'}")
+        notices.complain(f"interrupted; {str(stopped) or 'nothing was left'}")
         return INTERRUPTED
 
 
@@ -286,19 +286,23 @@ def _verify(options: argparse.Namespace, notices: _Notices) -> int:
 
 
 def _report(options: argparse.Namespace, notices: _Notices) -> int:
+    from subbyte.convert.report import table
+    from subbyte.convert.summary import files_read
+    from subbyte.paths import check_apart, write_bytes
+
+    wanted = {name: file for name in ("html", "csv") if (file := getattr(options, name)) is not None}
+    if wanted:
+        read = files_read(options.path, options.against)
+        for file in wanted.values():
+            check_apart(file, read)
     with shown("verifying", "elements", options.progress, programs=options.json) as progress:
         found = subbyte.report(options.path, options.against, progress=progress)
-    for name, make in (("html", found.to_html), ("csv", found.to_csv)):
-        file = getattr(options, name)
-        if file is not None:
-            with open(file, "w", encoding="utf-8", newline="") as out:
-                out.write(make())
-            print(f"{file}: written", file=sys.stderr)
+    for name, file in wanted.items():
+        write_bytes(file, (found.to_html() if name == "html" else found.to_csv()).encode())
+        print(f"{file}: written", file=sys.stderr)
     if options.json:
         _print_json(found.to_json())
         return OK if not found.failures else FAILED
-    from subbyte.convert.report import table
-
     rows = [(role, f"{n:,}", f"{size:,}", f"{bits:.2f}") for role, (n, size, bits) in found.by_role().items()]
     print(table(("role", "tensors", "bytes", "bits/weight"), rows, right={1, 2, 3}))
     worst = [(entry.name, entry.type, f"{entry.relative_error:.3g}") for entry in found.worst()]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from subbyte.errors import ArgumentError, FormatError, IoError, NonFiniteError
 from subbyte.io.gguf import GgufFile, GgufValue, write_gguf
+from subbyte.paths import write_bytes
 
 __all__ = ["Entry", "ImportanceMatrix", "load_imatrix", "save_imatrix"]
 
@@ -203,6 +204,9 @@ def _load_dat(path: Path) -> ImportanceMatrix:
         if file.tell() < size:
             chunks = number("the number of chunks", 2**31 - 1)
             datasets = (text(number("the length of the data set's name", _MAX_NAME)),)
+        rest = size - file.tell()
+        if rest:
+            raise FormatError(f"{rest:,} bytes follow the last entry: not an imatrix file", file=path, byte=file.tell())
     if not loaders:
         raise FormatError("no entries: not an imatrix file", file=path)
     return ImportanceMatrix(path, datasets, chunks, 0, loaders)
@@ -255,15 +259,10 @@ def save_imatrix(path: str | os.PathLike[str], data: ImportanceMatrix, *, kind: 
             tensors[f"{name}.counts"] = entry.counts if whole else entry.counts.reshape(-1, 1)
         write_gguf(path, metadata, tensors)
         return
-    try:
-        with Path(path).open("wb") as file:
-            file.write(struct.pack("<i", len(names)))
-            for name in names:
-                file.write(_dat_entry(name, data[name], data.chunk_size))
-            text = (data.datasets[0] if data.datasets else "").encode()
-            file.write(struct.pack("<ii", data.chunk_count, len(text)) + text)
-    except OSError as error:
-        raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
+    text = (data.datasets[0] if data.datasets else "").encode()
+    parts = [struct.pack("<i", len(names)), *(_dat_entry(name, data[name], data.chunk_size) for name in names)]
+    # Entries are read when they are asked for, perhaps from the file that is replaced: it stays until all are there.
+    write_bytes(path, b"".join((*parts, struct.pack("<ii", data.chunk_count, len(text)), text)))
 
 
 def _dat_entry(name: str, entry: Entry, chunk_size: int) -> bytes:

@@ -1,11 +1,14 @@
-"""Paths that callers pass."""
+"""Paths that callers pass, and small files that are written to them."""
 
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 
-from subbyte.errors import ArgumentError
+from subbyte import _native
+from subbyte.errors import ArgumentError, IoError
 
 
 def checked_path(path: str | os.PathLike[str], what: str = "path") -> Path:
@@ -29,3 +32,31 @@ def checked_path(path: str | os.PathLike[str], what: str = "path") -> Path:
 def utf8(text: str) -> str:
     """``text`` with replacement characters for the bytes of a file name that are not UTF-8."""
     return os.fsencode(text).decode("utf-8", "replace")
+
+
+def check_apart(path: str | os.PathLike[str], read: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse to write to one of the files that are read.
+
+    Raises:
+        ArgumentError: ``path`` is one of them, by whatever name.
+        IoError: a file cannot be looked at.
+    """
+    if any(_native.same_file(os.fspath(path), os.fspath(other)) for other in read):
+        raise ArgumentError("is a file that is read here, and would be lost; choose another name", file=path)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a small file: what is there stays until the new one is complete; pipes and devices are written directly.
+
+    Raises:
+        IoError: the system refused.
+    """
+    target = os.path.realpath(path)
+    try:
+        if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
+            with open(path, "wb") as out:
+                out.write(data)
+            return
+    except OSError as error:
+        raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
+    _native.write_file(target, data)

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import subbyte
-from subbyte.convert.manifest import read_manifest
+from subbyte.convert.manifest import manifest_path, read_manifest
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.report import Report, Row
+from subbyte.convert.source import is_checkpoint
 from subbyte.convert.verification import Comparison, Progress, stored_recipes, verify
-from subbyte.io.remote import Place
+from subbyte.io.gguf import GgufFile
+from subbyte.io.remote import Place, place
+from subbyte.io.safetensors import SafetensorsFile
 from subbyte.paths import checked_path
 from subbyte.planning.mix import layer_number, tensor_class
 
@@ -197,6 +200,24 @@ def report(
     )
     return Summary(path, None if checked is None else checked.against, facts, tuple(entries),
                    () if checked is None else checked.failures, tuple(warnings), how)  # fmt: skip
+
+
+def files_read(path: str | PathLike[str], against: str | PathLike[str] | None = None) -> list[Path]:
+    """The local files of what :func:`report` and :func:`subbyte.verify` look at, with their manifests.
+
+    Raises:
+        Error: a file cannot be opened.
+    """
+    places = [checked_path(path), *([] if against is None else [place(against, "against")])]
+    return [file for where in places if isinstance(where, Path) for file in (*_files(where), manifest_path(where))]
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [file for file in path.rglob("*") if not file.is_dir()]
+    if is_checkpoint(path):
+        return [path, *map(Path, SafetensorsFile(path, mmap=False).paths), path.parent / "config.json"]
+    return [Path(file) for file in GgufFile(path, mmap=False).paths]
 
 
 def _entry(recipe: Recipe, row: Row | None, error: Comparison | None) -> Entry:

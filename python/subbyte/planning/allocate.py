@@ -23,7 +23,11 @@ from numpy.typing import NDArray
 from subbyte.errors import ArgumentError
 
 _SAME = 1e-12
-_MOST_STATES = 4_000_000
+_ROUNDING = 2.0**-50
+_LARGEST_LOSS = 1e300
+
+_MOST_AT_ONCE, _MOST_CANDIDATES = 1 << 21, 1 << 23
+"""Partial sums that are looked at for one unit, and for all: models take some 100,000; seconds and 0.3 GB at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,12 @@ def allocate(units: Mapping[str, Sequence[Option]], limit: int) -> Allocation:
     greedy = _greedy(kept, limit)
     exact, bound = _exact(kept, limit, greedy)
     picked = greedy if exact is None else exact
+    loss = _loss(kept, picked)
     return Allocation(
         {name: int(points.option[at]) for name, points, at in zip(names, kept, picked, strict=True)},
         sum(int(points.nbytes[at]) for points, at in zip(kept, picked, strict=True)),
-        _loss(kept, picked),
-        bound,
+        loss,
+        min(max(bound, 0.0), loss),
         "greedy" if exact is None else "exact",
     )
 
@@ -88,8 +93,10 @@ class _Points:
 
 def _undominated(name: str, options: Sequence[Option]) -> _Points:
     for option in options:
-        if not (option.nbytes >= 0 and 0 <= option.loss < math.inf):
-            raise ArgumentError(f"unit '{name}': {option} is not a pair of numbers from 0 up")
+        if not (0 <= option.nbytes < 1 << 62 and 0 <= option.loss <= _LARGEST_LOSS):
+            raise ArgumentError(
+                f"unit '{name}': {option}: expected bytes from 0 up, and a loss from 0 to {_LARGEST_LOSS:g}"
+            )
     if not options:
         raise ArgumentError(f"unit '{name}' has no options")
     order = sorted(range(len(options)), key=lambda at: (options[at].nbytes, options[at].loss, at))
@@ -144,20 +151,27 @@ def _loss(kept: Sequence[_Points], chosen: Sequence[int]) -> float:
 def _exact(kept: Sequence[_Points], limit: int, greedy: list[int]) -> tuple[list[int] | None, float]:
     """The best choice and the relaxed problem's lower bound; no choice where the list of states becomes too long."""
     multiplier = _multiplier(kept, limit)
+    if not multiplier * limit < _LARGEST_LOSS:
+        return None, 0.0
     reduced = [points.loss + multiplier * points.nbytes for points in kept]
-    base = math.fsum(float(costs.min()) for costs in reduced) - multiplier * limit
+    # Each cost is rounded, and their sum and what is taken from it may be far larger than the difference.
+    base = math.fsum(float(costs.min()) for costs in reduced) - multiplier * limit * (1 + _ROUNDING)
     incumbent = _loss(kept, greedy)
     gap = incumbent - base + _SAME * max(abs(incumbent), abs(base))
     reduced = [costs - costs.min() for costs in reduced]
     cheapest_rest = np.cumsum([0, *(int(points.nbytes[0]) for points in reversed(kept))])[::-1]
 
     nbytes, used, loss = np.zeros(1, np.int64), np.zeros(1), np.zeros(1)
-    history: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    history: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
+    candidates = 0
     for unit, points in enumerate(kept):
         live = np.flatnonzero(reduced[unit] <= gap)
+        candidates += len(nbytes) * len(live)
+        if len(nbytes) * len(live) > _MOST_AT_ONCE or candidates > _MOST_CANDIDATES:
+            return None, base
         # States are kept in the order of their option numbers, so a stable sort decides ties by it.
-        parents = np.repeat(np.arange(len(nbytes)), len(live))
-        options = np.tile(live, len(nbytes))
+        parents = np.repeat(np.arange(len(nbytes), dtype=np.int32), len(live))
+        options = np.tile(live.astype(np.int32), len(nbytes))
         new_bytes = nbytes[parents] + points.nbytes[options]
         new_used = used[parents] + reduced[unit][options]
         new_loss = loss[parents] + points.loss[options]
@@ -165,16 +179,13 @@ def _exact(kept: Sequence[_Points], limit: int, greedy: list[int]) -> tuple[list
         order = fits[np.lexsort((fits, new_loss[fits], new_bytes[fits]))]
         front = order[_improving(new_loss[order])]
         front.sort()
-        if len(front) > _MOST_STATES:
-            return None, base
         nbytes, used, loss = new_bytes[front], new_used[front], new_loss[front]
         history.append((parents[front], options[front]))
-    bound = max(base, 0.0)
     if not len(nbytes):
-        return greedy, bound  # rounding removed the incumbent, and nothing better is there
+        return greedy, base  # rounding removed the incumbent, and nothing better is there
     best = float(loss.min())
     if best > incumbent:
-        return greedy, bound
+        return greedy, base
     same = np.flatnonzero(loss <= best + _SAME * best)
     state = int(same[np.argmin(nbytes[same])])
     chosen = []
@@ -182,7 +193,7 @@ def _exact(kept: Sequence[_Points], limit: int, greedy: list[int]) -> tuple[list
         chosen.append(int(options[state]))
         state = int(parents[state])
     chosen.reverse()
-    return chosen, min(bound, _loss(kept, chosen))
+    return chosen, base
 
 
 def _improving(loss: NDArray[np.float64]) -> NDArray[np.int64]:

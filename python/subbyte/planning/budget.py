@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 from subbyte import _native
 from subbyte.convert.recipe import Recipe
@@ -26,6 +27,9 @@ _SHORT_ROWS = ("Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
 
+_SIZE = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([kmgt]?i?)b?\s*")
+_SIZES_END = 1 << 63
+
 Load = Callable[[Recipe, str], Importance | None]
 
 
@@ -35,10 +39,27 @@ def parse_size(text: str | int) -> int:
     Raises:
         ArgumentError: it is none.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(text).lower())
-    if match is None or match[2] not in _UNITS:
-        raise ArgumentError(f"target_size: expected a size such as 4.0GiB or 3.5GB, found '{text}'")
-    return math.floor(float(match[1]) * _UNITS[match[2]]) if "." in match[1] else int(match[1]) * _UNITS[match[2]]
+    given = text.lower() if isinstance(text, str) else text
+    if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < _SIZES_END:
+        given = str(given)
+    match = _SIZE.fullmatch(given) if isinstance(given, str) else None
+    size = -1 if match is None or match[2] not in _UNITS else math.floor(Fraction(match[1]) * _UNITS[match[2]])
+    if not 0 < size < _SIZES_END:
+        found = repr(text) if isinstance(text, str) else str(text) if type(text) is int else type(text).__name__
+        raise ArgumentError(f"target_size: expected a size such as 4.0GiB or 3.5GB, found {found:.80}")
+    return size
+
+
+def parse_bits(value: float) -> float:
+    """Bits per weight: a number above 0, and at most the 64 of the widest type.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 64:
+        found = value if isinstance(value, float) else type(value).__name__
+        raise ArgumentError(f"target_bpw: expected a number of bits above 0 and up to 64, found {found}")
+    return float(value)
 
 
 def candidates(recipe: Recipe, kept: str, importance: Load) -> list[str]:
@@ -66,7 +87,8 @@ def choose(
         layers: number of layers of the model.
         importance: importance of a tensor's columns for the encoder of a type.
         alignment: what the bytes of a tensor are rounded up to.
-        limit: bytes for these tensors, rounded up; is given the smallest type of each.
+        limit: bytes for these tensors, rounded up; is given the smallest type of each, and refuses if they are too
+            large.
 
     Raises:
         ArgumentError: even the smallest types take more than the limit.

@@ -23,7 +23,7 @@ from subbyte.imatrix import ImportanceMatrix, load_imatrix
 from subbyte.io.gguf import GgufValue, plan_gguf
 from subbyte.io.remote import Place
 from subbyte.paths import checked_path, utf8
-from subbyte.planning.budget import choose, nearest_file_type, parse_size
+from subbyte.planning.budget import choose, nearest_file_type, parse_bits, parse_size
 from subbyte.planning.mix import (
     FILE_TYPES,
     FileType,
@@ -34,6 +34,7 @@ from subbyte.planning.mix import (
     is_quantizable,
     lacking_importance,
     overridden,
+    tensor_class,
     unknown_target,
     visit_order,
 )
@@ -75,8 +76,10 @@ def make_plan(
         tensor_type=tuple(_rules(tensor_type)),
         importance=imatrix is not None,
     )
-    budget = target_size is not None or target_bpw is not None
-    if budget and (target_name or pure or types is not None or None not in (target_size, target_bpw)):
+    size = None if target_size is None else parse_size(target_size)
+    bits = None if target_bpw is None else parse_bits(target_bpw)
+    budget = size is not None or bits is not None
+    if budget and (target_name or pure or types is not None or None not in (size, bits)):
         raise ArgumentError(
             "target_size and target_bpw choose the types themselves: give one of them, with to='gguf' and without pure "
             "or a plan"
@@ -103,7 +106,7 @@ def make_plan(
     elif copied:
         chosen = {recipe.name: _overridden(recipe, options) or recipe.type for recipe in source.recipes}
     elif budget:
-        chosen = _budgeted_types(source, options, data, target_size, target_bpw)
+        chosen = _budgeted_types(source, options, data, size, bits, lossy=lossy)
         target = nearest_file_type(_shares(source, chosen))
     elif not direct:
         chosen = _mixed_types(source, target, options, data)
@@ -112,6 +115,7 @@ def make_plan(
         if "MXFP4" in chosen.values():
             target = file_type("MXFP4")  # the original's name for files that keep the codes of gpt-oss
     recipes = {recipe.name: recipe for recipe in source.recipes}
+    _check_importance(source, chosen, data)
     tensors = tuple(
         TensorPlan(
             recipe,
@@ -122,10 +126,8 @@ def make_plan(
         )
         for name, recipe in ((name, recipes[name]) for name in chosen)
     )
-    if data is not None and not budget and (direct or not any(tensor.importance for tensor in tensors)):
-        used = sum(tensor.importance is not None for tensor in tensors)
-        source.warnings.append(f"imatrix: {used} tensors are encoded with it, and the file does not name it" if used
-                               else "imatrix: no tensor is encoded with it")  # fmt: skip
+    if data is not None:
+        source.warnings += _idle_importance(tensors, data, noted=not direct)
     if strict and source.warnings:
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     again = [tensor for tensor in tensors if tensor.kind == "requantized"]
@@ -148,8 +150,8 @@ def make_plan(
         "tensor_type": [f"{pattern.pattern}={name}" for pattern, name in options.tensor_type],
         "imatrix": None if imatrix is None else stamp(Path(imatrix)),
         "pre": pre,
-        "target_size": None if target_size is None else parse_size(target_size),
-        "target_bpw": target_bpw,
+        "target_size": size,
+        "target_bpw": bits,
     }
     return Plan(source, f"gguf.{target.name.lower()}", (TensorFile("", tensors, layout),), asked)
 
@@ -298,8 +300,10 @@ def _budgeted_types(
     source: Source,
     options: MixOptions,
     data: ImportanceMatrix | None,
-    target_size: str | int | None,
-    target_bpw: float | None,
+    size: int | None,
+    bits: float | None,
+    *,
+    lossy: bool,
 ) -> dict[str, str]:
     """Types that make a file of the size asked for with the smallest predicted loss, in visit order."""
     recipes = {recipe.name: recipe for recipe in source.recipes}
@@ -309,26 +313,50 @@ def _budgeted_types(
         if name in source.unknown or not is_quantizable(name, recipe.shape):
             continue
         own = overridden(name, recipe.shape, options)
-        if own is None and not quantized(recipe.type):
+        if own is None and (lossy or not quantized(recipe.type)):
             free.append(recipe)
         chosen[name] = own or chosen[name]
+    if not free:
+        again = not lossy and any(quantized(recipe.type) for recipe in source.recipes)
+        raise ArgumentError(
+            "there is no tensor whose type could be chosen"
+            + (": those that could are quantized already; convert the original, or allow it with lossy" * again),
+            file=source.path,
+        )
 
     def limit(smallest: Mapping[str, str]) -> int:
-        sizes = [_padded(nbytes(kind_, recipes[name].shape)) for name, kind_ in smallest.items()]
-        if target_bpw is not None:
-            return math.floor(target_bpw * sum(recipe.elements for recipe in free) / 8)
+        if bits is not None:
+            elements = sum(recipe.elements for recipe in free)
+            least = sum(nbytes(kind_, recipes[name].shape) for name, kind_ in smallest.items())
+            if 8 * least > bits * elements:
+                least_bits = math.ceil(800 * least / elements) / 100
+                raise too_small(f"target_bpw {bits:g}", f"{least_bits:.2f} bits per weight in {len(free)} tensors")
+            return math.floor(bits * elements / 8)
         # Everything that does not depend on the choice is what a file of the smallest types has besides these.
         trial = {**chosen, **smallest}
         metadata = _metadata(source, file_type("F32"), False)
         if data is not None:
             metadata |= _imatrix_keys(data, os.fspath(data.path or ""))
         shapes = [(name, trial[name], _shape(recipes[name].shape, keep=False)) for name in trial]
-        return parse_size(target_size or 0) - plan_gguf(metadata, shapes).nbytes + sum(sizes)
+        layout = plan_gguf(metadata, shapes)
+        least = sum(_padded(nbytes(kind_, recipes[name].shape)) for name, kind_ in smallest.items())
+        if size is None or layout.nbytes > size:
+            header = len(layout.header())
+            raise too_small(
+                f"target_size {size:,}",
+                f"{layout.nbytes:,} bytes: {least:,} in the {len(free)} tensors whose type can be chosen, "
+                f"{layout.nbytes - least - header:,} in the others, {header:,} in names and metadata",
+            )
+        return size - layout.nbytes + least
+
+    def too_small(asked: str, least: str) -> ArgumentError:
+        hint = "" if data is not None else "; importance data (imatrix) would allow smaller types"
+        return ArgumentError(f"{asked} is too small: the smallest types take {least}{hint}", file=source.path)
 
     def importance(recipe: Recipe, kind_: str) -> Importance | None:
         return _importance(recipe, kind_, data)
 
-    alignment = 1 if target_bpw is not None else _ALIGNMENT
+    alignment = 1 if bits is not None else _ALIGNMENT
     found = choose(free, chosen, source.model.n_layer, importance, alignment=alignment, limit=limit)
     return {**chosen, **found}
 
@@ -359,10 +387,53 @@ def _kept_type(source: Source, recipe: Recipe) -> str:
     return converter_type(recipe.name, recipe.shape, file_type(own))
 
 
+def _check_importance(source: Source, chosen: Mapping[str, str], data: ImportanceMatrix | None) -> None:
+    """Refuse types that cannot be computed without importance data, for tensors that have none."""
+    lacking = [
+        f"'{recipe.name}' {chosen[recipe.name]}"
+        for recipe in source.recipes
+        if TYPES[chosen[recipe.name]].importance == "required"
+        and recipe.type != chosen[recipe.name]
+        and (data is None or recipe.name not in data)
+    ]
+    if lacking:
+        raise ArgumentError(
+            f"{len(lacking)} tensors need importance data (an imatrix) for their type"
+            f"{', and the imatrix has none for them' if data is not None else ''}: {', '.join(lacking)}",
+            file=source.path,
+        )
+
+
+def _idle_importance(tensors: Sequence[TensorPlan], data: ImportanceMatrix, *, noted: bool) -> list[str]:
+    """A warning where importance data are not used, not for all tensors that could use them, or not ``noted``.
+
+    The embedding and the output matrix have no entry in most files: what they are multiplied with is not measured.
+    """
+    where = f"imatrix '{data.path}'"
+    able = [tensor for tensor in tensors if tensor.type != tensor.recipe.type and _uses_importance(tensor.type)]
+    used = sum(tensor.importance is not None for tensor in able)
+    if not used:
+        known = any(tensor.name in data for tensor in tensors)
+        why = "none gets a type that uses it" if known else f"none of its {len(data)} entries is for one of this model"
+        return [f"{where}: no tensor is encoded with it: {why}"]
+    idle = [
+        tensor.name for tensor in able if tensor.importance is None and tensor_class(tensor.name) not in ("EMB", "OUT")
+    ]
+    warnings = [] if noted else [f"{where}: {used} tensors are encoded with it, and the file does not name it"]
+    if idle:
+        names = ", ".join(f"'{name}'" for name in idle[:5]) + (", …" if len(idle) > 5 else "")
+        warnings.append(f"{where}: no entry for {len(idle)} of the {len(able)} tensors that could use one: {names}")
+    return warnings
+
+
+def _uses_importance(kind_: str) -> bool:
+    return TYPES[kind_].importance != "ignored"
+
+
 def _importance(recipe: Recipe, target: str, data: ImportanceMatrix | None) -> Importance | None:
     """The importance of the recipe's columns for its encoder; ``None`` where there is none, or no use for it."""
     name = recipe.name
-    if data is None or name not in data or recipe.type == target or TYPES[target].importance == "ignored":
+    if data is None or name not in data:
         return None
     matrices = recipe.rows // recipe.shape[-2] if len(recipe.shape) > 1 else 1
     try:
@@ -371,6 +442,8 @@ def _importance(recipe: Recipe, target: str, data: ImportanceMatrix | None) -> I
         if name == "token_embd.weight":
             return None  # the original measures other rows there, and goes on without
         raise
+    if recipe.type == target or not _uses_importance(target):
+        return None
 
     @lru_cache(maxsize=1)
     def load() -> NDArray[np.float32]:

@@ -75,7 +75,7 @@ def tokenizer_keys(folder: Path, config: dict[str, Any], pre_name: str | None = 
         merges: list[str] = []
     elif tokenizer:
         try:
-            model, tokens, merges = _from_json(tokenizer, config)
+            model, tokens, merges = _from_json(tokenizer, config, result.warnings)
             pre = pre_tokenizer_name(tokenizer, settings) if model == "gpt2" else "default"
         except FormatError as error:
             error.file = error.file or str(folder / "tokenizer.json")
@@ -168,7 +168,9 @@ def _from_sentencepiece(folder: Path, settings: dict[str, Any], config: dict[str
     return tokens
 
 
-def _from_json(tokenizer: dict[str, Any], config: dict[str, Any]) -> tuple[str, _Tokens, list[str]]:
+def _from_json(
+    tokenizer: dict[str, Any], config: dict[str, Any], warnings: list[str]
+) -> tuple[str, _Tokens, list[str]]:
     """Kind of vocabulary ("gpt2", "llama" or "bert"), tokens and merges of a tokenizer.json."""
     model = tokenizer.get("model")
     if not isinstance(model, dict):
@@ -185,6 +187,9 @@ def _from_json(tokenizer: dict[str, Any], config: dict[str, Any]) -> tuple[str, 
     if top >= len(tokens.texts):
         raise FormatError(f"token id {top} is not below vocab_size {len(tokens.texts)} of config.json")
     merges = _merges(model.get("merges"))
+    if kind == "BPE" and not merges and any(len(text) > 1 for text in vocab):
+        warnings.append("tokenizer.json: no merges: programs will split every text into single characters or bytes")
+    warnings += _shared_ids([*vocab.items(), *((token["content"], token["id"]) for token in added)])
     if kind == "WordPiece":
         for text, at in vocab.items():
             tokens.put(at, text[2:] if text.startswith("##") else _BLANK + text, NORMAL)
@@ -208,6 +213,19 @@ def _from_json(tokenizer: dict[str, Any], config: dict[str, Any]) -> tuple[str, 
     # A space inside a merge would read as the border between its parts, so it is stored in its byte-level form.
     joined = [" ".join(part.replace(" ", _BYTE_SPACE) for part in pair) for pair in merges]
     return "gpt2", tokens, joined
+
+
+def _shared_ids(tokens: list[tuple[str, int]]) -> list[str]:
+    """A warning where two texts have the same id: only the last of them is stored."""
+    texts: dict[int, str] = {}
+    clashes = [(texts[at], text, at) for text, at in tokens if texts.setdefault(at, text) != text]
+    if not clashes:
+        return []
+    first, second, at = clashes[0]
+    return [
+        f"tokenizer.json: {len(clashes)} tokens have the id of another one, which is not stored: id {at} is that of "
+        f"{first[:40]!r} and {second[:40]!r}"
+    ]
 
 
 def _put_ranked(tokens: _Tokens, vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str | None) -> None:
