@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from subbyte.errors import FormatError, UnsupportedError
 from subbyte.forms.base import Form
-from subbyte.forms.codes import Codes
+from subbyte.forms.codes import ByteCodes, Codes
 from subbyte.planes import Plane, float8_values, rounded
 
 
@@ -72,6 +72,23 @@ class Microscaled(Form):
             )
         if self.scale_kind not in ("F8_E8M0", "F8_E4M3"):
             raise UnsupportedError(f"scales of type {self.scale_kind}: expected E8M0 or E4M3")
+
+    def block_scaled(self) -> BlockScaled:
+        """The same weight in rectangles of one row.
+
+        Raises:
+            UnsupportedError: elements of less than 8 bits, or a scale of the tensor.
+        """
+        if not self.element.startswith("F8_") or not self.plain:
+            raise UnsupportedError(f"{self.element} elements with these scales are no FP8")
+        scales = Plane(self.scales.data.view(np.uint8), self.scale_kind)
+        block = (1, min(self.block, self.columns))
+        return BlockScaled(self.shape, self.codes.unpack(), self.element, scales, block)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the tensor has no scale of its own."""
+        return self.multiplier is None and self.divisor is None and self.maximum is None
 
     def block_scales(self, rows: slice) -> NDArray[np.float32]:
         """What multiplies the elements of each block, the scale of the tensor included: (rows, blocks)."""
@@ -143,6 +160,22 @@ class BlockScaled(Form):
         down, _ = self.grid(self.block)
         down_all = (np.arange(prod(self.shape[:-2]))[:, None] * down + sources[0]).reshape(-1)
         return Plane(np.ascontiguousarray(self.scales.data[down_all][:, sources[1]]), self.scales.kind)
+
+    def microscaled(self) -> Microscaled:
+        """The same weight in blocks of 32 columns with E8M0 scales.
+
+        Raises:
+            UnsupportedError: a scale is no power of two, 32 columns have two scales, or the elements are no FP8 of OCP.
+        """
+        scales = self.regrid((1, 32))
+        if scales is None or self.element not in ("F8_E4M3", "F8_E5M2") or self.factor is not None:
+            raise UnsupportedError(f"{self.element} elements in blocks of {list(self.block)} are no MXFP8")
+        fraction, power = np.frexp(scales.float32())
+        exponent = 1 - power if self.inverse else power - 1
+        if np.any((fraction != 0.5) | (exponent < -127) | (exponent > 127)):
+            raise UnsupportedError("a scale is no power of two, which MXFP8 needs")
+        bits = Plane((exponent + 127).astype(np.uint8), "F8_E8M0")
+        return Microscaled(self.shape, ByteCodes(self.data.view(np.uint8)), self.element, bits, "F8_E8M0", 32)
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         return self._values(rows, "F32")

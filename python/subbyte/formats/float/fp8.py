@@ -90,7 +90,9 @@ class Fp8(Format):
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         config = _config(params)
         if isinstance(form, Microscaled):
-            return _write_fp4(form, config)
+            if form.element == "E2M1":
+                return _write_fp4(form, config)
+            form = form.block_scaled()
         if not isinstance(form, BlockScaled) or form.element not in ELEMENTS or form.factor is not None:
             return super().write(form, params)
         _check_element(Plane(form.data, form.element), config)

@@ -129,6 +129,8 @@ class ModelOpt(Format):
         if isinstance(form, ColumnScaled):
             return self.write(form.inner, params) | {"pre_quant_scale": form.factors}
         kind = KINDS.get(algo or "")
+        if isinstance(form, BlockScaled) and kind == "MXFP8":
+            form = form.microscaled()
         leading = form.shape[:-1]
         if isinstance(form, Microscaled) and kind == "MXFP4":
             codes, scales = mxfp4_bytes(form)
@@ -338,7 +340,7 @@ def _int4(planes: Mapping[str, Any], weight: Plane, config: Mapping[str, Any]) -
 
 
 def _plain(form: Microscaled, element: str, scale: str, block: int) -> bool:
-    whole = form.multiplier is None and form.divisor is None and form.maximum is None and form.columns % block == 0
+    whole = form.plain and form.columns % block == 0
     return whole and (form.element, form.scale_kind, form.block) == (element, scale, block)
 
 

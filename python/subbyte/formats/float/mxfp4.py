@@ -111,8 +111,13 @@ def mxfp4_bytes(form: Microscaled) -> tuple[np.ndarray[Any, Any], np.ndarray[Any
     Raises:
         UnsupportedError: it has other elements, scales or blocks.
     """
-    plain = form.multiplier is None and form.divisor is None and form.maximum is None
-    if (form.element, form.scale_kind, form.block, form.columns % BLOCK, plain) != ("E2M1", "F8_E8M0", BLOCK, 0, True):
+    if (form.element, form.scale_kind, form.block, form.columns % BLOCK, form.plain) != (
+        "E2M1",
+        "F8_E8M0",
+        BLOCK,
+        0,
+        True,
+    ):
         raise UnsupportedError(
             f"{form.element} elements in blocks of {form.block} with {form.scale_kind} scales are no MXFP4"
         )

@@ -49,7 +49,7 @@ from subbyte import planes as _planes
 from subbyte.codec import Encoded
 from subbyte.errors import ArgumentError, FormatError, UnsupportedError
 from subbyte.formats.base import Folder, Format, Layer, encoded, setting_int, setting_text
-from subbyte.forms import Affine, Biased, ByteCodes, Codes, Form, Microscaled, PackedCodes
+from subbyte.forms import Affine, Biased, BlockScaled, ByteCodes, Codes, Form, Microscaled, PackedCodes
 from subbyte.forms.microfloat import LARGEST, block_maxima, ceil_log2, divide_blocks, encode_e2m1, encode_element
 from subbyte.planes import FLOATS, Plane, float8_values, rounded
 
@@ -120,6 +120,8 @@ class Mlx(Format):
         mode, bits, group = _layout(config)
         if isinstance(form, Affine):
             form = form.biased()
+        if isinstance(form, BlockScaled) and mode == "mxfp8":
+            form = form.microscaled()
         if not isinstance(form, Biased if mode == "affine" else Microscaled):
             return super().write(form, params)
         leading, columns = form.shape[:-1], form.columns
