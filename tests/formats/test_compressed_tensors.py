@@ -197,6 +197,14 @@ def test_encoding_is_close_and_keeps_zeros(dtype, format, weights):
     assert error < close
 
 
+@pytest.mark.parametrize(("format", "weights"), [*BLOCKS, ("pack-quantized", INT | {"symmetric": False})])
+def test_encoding_zeros(format, weights):
+    encoded = subbyte.encode(ID, np.zeros((4, 64), np.float16), params=params(format, weights))
+    assert not subbyte.decode(ID, encoded, params=params(format, weights)).any()
+    if "weight_zero_point" in encoded:
+        assert (encoded["weight_packed"].view(np.uint32) == 0x88888888).all()
+
+
 @pytest.mark.parametrize("format", ["sparse-bitmask", "sparse-24-bitmask"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_sparse(format, dtype):
@@ -293,6 +301,7 @@ def test_presets_and_matching():
     assert list(groups) == ["FP8_BLOCK", "W4A16", "exact"]
     assert groups["FP8_BLOCK"][0].block == (128, 128)
     assert groups["W4A16"][0].group_size == 128
+    assert list(schemes({"config_groups": {"unquantized": ["lm_head"], "W8A16": ["Linear"]}})) == ["W8A16"]
     assert group_of("model.layers.0.self_attn.q_proj", groups) == "exact"
     assert group_of("model.layers.1.self_attn.q_proj", groups) == "FP8_BLOCK"
     assert group_of("model.layers.1.mlp.up_proj", groups) == "W4A16"

@@ -37,8 +37,8 @@ e2m1 * (scale / global scale): differences are exact, products are rounded once.
 * Sparse layouts of older versions: see `subbyte.formats.compressed_tensors.sparse`.
 * The writer rounds every step in the type of the matrix. Integers: scale = max / ((2^b - 1) / 2), or with zero points
   (max - min) / (2^b - 1) and zero = clamp(round(lowest - min / scale)). FP8: max / 448. A scale of 0 becomes the
-  epsilon of the type. NVFP4: global scale 2688 / max, scales E4M3(global * (max of the block / 6)), 0.125 for 0. MX:
-  the power of two of `subbyte.forms.microfloat.e8m0_scales`, ``nearest``.
+  epsilon of the type. NVFP4: global scale 2688 / max (1 where that overflows), scales E4M3(global * (max of the block
+  / 6)), 0.125 for 0. MX: the power of two of `subbyte.forms.microfloat.e8m0_scales`, ``nearest``.
 """
 
 from __future__ import annotations

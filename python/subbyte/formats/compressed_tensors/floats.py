@@ -149,9 +149,9 @@ def encode(source: Plane, scheme: Scheme) -> Form:
 def _encode_nvfp4(source: Plane, step: tuple[int, int]) -> Microscaled:
     """The scale of the tensor, 2688 / max, and those of the blocks, max / 6, are rounded in the type of the matrix."""
     values = source.float32()
-    largest = np.abs(values).max()
-    top = rounded(np.asarray(np.float32(2688) / largest, np.float32), source.kind) if largest else np.float32(1)
-    divisor = np.float32(top)
+    with np.errstate(all="ignore"):
+        top = rounded(np.asarray(np.float32(2688) / np.abs(values).max(), np.float32), source.kind)
+    divisor = np.float32(top) if np.isfinite(top) else np.float32(1)
     of_block = rounded(magnitudes(values, step) / np.float32(6), source.kind)
     scales = encode_e4m3(divisor * of_block)
     scales[scales == 0] = encode_e4m3(np.array([0.125], np.float32))[0]

@@ -233,9 +233,11 @@ def encode(source: Plane, scheme: Scheme) -> Affine:
             scale = nonzero(rounded(largest / np.float32(levels / 2), kind), kind)
             zero = np.zeros_like(scale)
         else:
-            scale = nonzero(rounded(rounded(high - low, kind) / levels, kind), kind)
+            scale = rounded(rounded(high - low, kind) / levels, kind)
             offset = lowest - rounded(np.divide(low, scale), kind)
             zero = np.rint(np.clip(rounded(offset.astype(np.float32), kind), lowest, highest)).astype(np.float32)
+            zero[np.isnan(zero)] = 0  # a block of zeros
+            scale = nonzero(scale, kind)
         quotient = rounded(values / expanded(scale, shape, step), kind)
         moved = quotient if scheme.symmetric else rounded(quotient + expanded(zero, shape, step), kind)
         codes = np.clip(np.rint(moved), lowest, highest) - lowest

@@ -27,14 +27,11 @@ _DENSE_SINCE = (0, 18)
 _INT = {"type": "int", "symmetric": True}
 _FLOAT = {"type": "float", "symmetric": True}
 _MX = {**_FLOAT, "strategy": "group", "group_size": 32}
-_PRESETS: dict[str, dict[str, Any]] = {
-    "W8A16": {**_INT, "num_bits": 8, "strategy": "channel", "format": "pack-quantized"},
-    "W4A16": {**_INT, "num_bits": 4, "strategy": "group", "group_size": 128, "format": "pack-quantized"},
-    "W4A16_ASYM": {"type": "int", "symmetric": False, "num_bits": 4, "strategy": "group", "group_size": 128,
-                   "format": "pack-quantized"},
+_PRESETS: dict[str, dict[str, Any] | None] = {
+    "UNQUANTIZED": None,
+    "W4A16_ASYM": {"type": "int", "symmetric": False, "num_bits": 4, "strategy": "group", "group_size": 128},
     "W8A8": {**_INT, "num_bits": 8, "strategy": "channel", "format": "int-quantized"},
     "INT8": {**_INT, "num_bits": 8, "strategy": "channel", "format": "int-quantized"},
-    "W4A8": {**_INT, "num_bits": 4, "strategy": "group", "group_size": 128},
     "W4AFP8": {**_INT, "num_bits": 4, "strategy": "group", "group_size": 128},
     "FP8": {**_FLOAT, "num_bits": 8, "strategy": "tensor", "format": "float-quantized"},
     "FP8_DYNAMIC": {**_FLOAT, "num_bits": 8, "strategy": "channel", "format": "float-quantized"},
@@ -45,6 +42,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "MXFP6": {**_MX, "num_bits": 6, "format": "mxfp6-pack-quantized"},
     "MXFP8": {**_MX, "num_bits": 8, "format": "mxfp8-quantized"},
 }  # fmt: skip
+_PRESETS |= {
+    f"W{bits}A{activations}": {**_INT, "num_bits": bits, "strategy": "group", "group_size": 128}
+    for bits in range(2, 9)
+    for activations in (4, 8, 16)
+    if bits <= activations and (bits, activations) != (8, 8)
+}
 _PRESETS |= {f"{name}A16": _PRESETS[name] for name in ("NVFP4", "MXFP4", "MXFP6", "MXFP8")}
 
 
@@ -169,8 +172,9 @@ def schemes(config: Mapping[str, Any]) -> dict[str, tuple[Scheme, Sequence[str]]
         raise FormatError(f"setting 'config_groups' is {groups!r:.60}: expected an object")
     found: dict[str, tuple[Scheme, Sequence[str]]] = {}
     for name, group in groups.items():
-        if name in _PRESETS and isinstance(group, list):
-            group = {"targets": group, "weights": _PRESETS[name], "format": _PRESETS[name].get("format")}
+        if name.upper() in _PRESETS and isinstance(group, list):
+            preset = _PRESETS[name.upper()]
+            group = {"targets": group, "weights": preset, "format": (preset or {}).get("format")}
         if not isinstance(group, Mapping):
             raise FormatError(f"group '{name}' of the settings is {group!r:.60}: expected an object")
         targets, weights = group.get("targets") or (), group.get("weights")
@@ -222,7 +226,7 @@ def _scheme(weights: Mapping[str, Any], format: Any, config: Mapping[str, Any]) 
         strategy=strategy,
         group_size=size if strategy in ("group", "tensor_group") else None,
         block=_block(weights.get("block_structure")) if strategy == "block" else None,
-        ordered=actorder not in ("group", True),
+        ordered=actorder not in ("group", "dynamic", True),
         dense=_is_dense(config.get("version")),
     )
 
