@@ -172,10 +172,12 @@ def rounded(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
     """
     if kind == "F32":
         return values
-    with np.errstate(over="ignore", invalid="ignore"):
-        if kind == "F16":
-            return values.astype(np.float16).astype(np.float32)
-    return Plane(bfloat16_bits(values), "BF16").float32()
+    if kind == "BF16":
+        return Plane(bfloat16_bits(values), kind).float32()
+    out = np.empty(values.shape, np.float32)
+    if out.size:
+        _native.decode("F16", arrays.as_bytes(_narrowed(values, "float16")), out.size, "float32", arrays.as_bytes(out))
+    return out
 
 
 def promoted(*kinds: str) -> str:
@@ -186,10 +188,15 @@ def promoted(*kinds: str) -> str:
 
 def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """``values`` as the bits of bfloat16, rounded to nearest, ties to even."""
+    return _narrowed(values, "bfloat16")
+
+
+def _narrowed(values: NDArray[np.float32], name: str) -> NDArray[np.uint16]:
+    """``values`` as the bits of a 16-bit type; the extension is several times as fast as NumPy."""
     out = np.empty(values.shape, np.uint16)
     if values.size:
         flat = np.ascontiguousarray(values, np.float32)
-        _native.decode("F32", arrays.as_bytes(flat), flat.size, "bfloat16", arrays.as_bytes(out))
+        _native.decode("F32", arrays.as_bytes(flat), flat.size, name, arrays.as_bytes(out))
     return out
 
 
@@ -200,10 +207,10 @@ def folded(data: Array) -> Array:
 
 def float_plane(values: NDArray[np.float32], kind: str) -> Plane:
     """``values`` rounded to a float plane of type F32, F16 or BF16."""
-    if kind == "BF16":
-        return Plane(bfloat16_bits(values), kind)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return Plane(np.ascontiguousarray(values, np.float16 if kind == "F16" else np.float32), kind)
+    if kind == "F32":
+        return Plane(np.ascontiguousarray(values, np.float32), kind)
+    bits = _narrowed(values, "float16" if kind == "F16" else "bfloat16")
+    return Plane(bits.view(np.float16) if kind == "F16" else bits, kind)
 
 
 def finite_plane(values: NDArray[np.float32], kind: str) -> Plane:
@@ -221,10 +228,9 @@ def finite_plane(values: NDArray[np.float32], kind: str) -> Plane:
 def result(values: NDArray[np.float32], dtype: Any) -> Array:
     """float32 values as what `subbyte.decode` returns for ``dtype``, rounded once."""
     name = arrays.dtype_name(dtype)
-    if name == "bfloat16":
-        return Plane(bfloat16_bits(values), "BF16").array()
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.ascontiguousarray(values, np.dtype(name))
+    if name in ("bfloat16", "float16"):
+        return float_plane(values, _KINDS[name]).array()
+    return np.ascontiguousarray(values, np.dtype(name))
 
 
 def dtype_kind(dtype: Any) -> str:

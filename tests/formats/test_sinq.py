@@ -159,6 +159,8 @@ def test_odd_weights_are_encoded():
     for weight in (np.zeros((32, 64)), np.full((32, 64), 0.5), np.eye(32, 64)):
         planes = subbyte.encode("sinq", weight.astype(np.float32), params={"group_size": 32})
         np.testing.assert_allclose(subbyte.decode("sinq", planes, params=planes.config), weight, atol=0.04)
+    with pytest.raises(subbyte.NonFiniteError, match="too large"):
+        subbyte.encode("sinq", np.array([[3e38, -3e38] * 32] * 2, np.float32), params={"group_size": 64})
     for params in ({"group_size": 48}, {"group_size": 64, "tiling_mode": "2D"}):
         with pytest.raises(subbyte.UnsupportedError, match="do not divide"):
             subbyte.encode("sinq", np.zeros((32, 64), np.float32), params=params)
@@ -166,12 +168,12 @@ def test_odd_weights_are_encoded():
 
 def test_balance_makes_deviations_alike():
     rng = np.random.default_rng(9)
-    tile = rng.standard_normal((1, 40, 24)) * rng.lognormal(0, 1, (1, 40, 1)) * rng.lognormal(0, 1, (1, 1, 24))
+    tile = rng.standard_normal((40, 24)) * rng.lognormal(0, 1, (40, 1)) * rng.lognormal(0, 1, (1, 24))
     of_rows, of_columns = balance(tile.astype(np.float32), steps=24)
     normal = tile / of_rows / of_columns
 
     def imbalance(values):
-        deviations = np.concatenate([values.std(axis=1).ravel(), values.std(axis=2).ravel()])
+        deviations = np.concatenate([values.std(axis=0), values.std(axis=1)])
         return deviations.max() / deviations.min()
 
     assert imbalance(normal) < imbalance(tile) / 5

@@ -28,8 +28,8 @@ w = (code - zero) * scale, both steps rounded in compute_dtype.
 
 Encoding minimizes the l_p norm (p = 0.7) of the error over the zeros, with the scale of the range of each group: the
 error is split off as a sparse term by the shrinkage sign(e) * max(|e| - |e|^(p - 1) / beta, 0), which alternates with
-zero = mean(code - (w - e) / scale), beta growing by 1 % a step from 10, until the mean error stops falling. Codes are
-then the nearest ones for the scales and zeros as they are stored.
+zero = mean(code - (w - e) / scale), beta growing by 1 % a step from 10. Each group keeps the zero with the least mean
+error, and codes are the nearest ones for the scales and zeros as they are stored.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from subbyte.planes import FLOATS, Plane, promoted
 #: Packing by bits. Ternary codes (1.58 bits) are packed as those of 2 bits.
 _PACKING = {1: "1bit_u8", 2: "2bit_u8", 3: "3bit_32", 4: "4bit_u8", 5: "8bit_u8", 6: "8bit_u8", 8: "8bit_u8"}
 _TERNARY = 1.58
+_CHUNK = 1 << 16  # elements that are searched at a time, so that they stay in the caches
 _VIEWS = {"U8": "torch.uint8", "I32": "torch.int32"}
 _REQUIRED = ("W_q", "scale", "zero", "shape", "nbits", "group_size", "axis", "packing", "compute_dtype")
 _FLAGS = {
@@ -287,17 +288,38 @@ def half_quadratic(
         scales, zeros = np.float32(1) / inverse, -low * inverse
         if round_zero:
             zeros = np.rint(zeros)
-        best, last = zeros, np.inf
-        for step in range(steps if optimize and groups.size else 0):
-            codes = np.clip(np.rint(groups * inverse + zeros), 0, largest)
-            error = groups - (codes - zeros) * scales
-            mean = np.abs(error).mean(dtype=np.float64)
-            if not mean < last:
-                break
-            best, last = zeros, mean
-            sparse = shrink(error, norm, beta * growth**step)
-            zeros = (codes - (groups - sparse) * inverse).mean(axis=1, keepdims=True, dtype=np.float32)
-    return scales, best
+        if optimize:
+            for start in range(0, len(groups), step := max(_CHUNK // max(groups.shape[1], 1), 1)):
+                part = slice(start, start + step)
+                zeros[part] = _searched(groups[part], inverse[part], zeros[part], largest, norm, beta, growth, steps)
+    return scales, zeros
+
+
+def _searched(
+    groups: NDArray[np.float32],
+    inverse: NDArray[np.float32],
+    zeros: NDArray[np.float32],
+    largest: int,
+    norm: float,
+    beta: float,
+    growth: float,
+    steps: int,
+) -> NDArray[np.float32]:
+    """The zeros with the least mean error of each group on the way from ``zeros``."""
+    scaled, scales = groups * inverse, np.float32(1) / inverse
+    best, least = zeros.copy(), np.full(zeros.shape, np.inf, np.float32)
+    for step in range(steps):
+        codes = np.clip(np.rint(scaled + zeros), 0, largest)
+        error = groups - (codes - zeros) * scales
+        mean = np.abs(error).mean(axis=1, keepdims=True)
+        better = mean < least
+        if not better.any():
+            break
+        np.copyto(best, zeros, where=better)
+        np.copyto(least, mean, where=better)
+        sparse = shrink(error, norm, beta * growth**step)
+        zeros = (codes - (groups - sparse) * inverse).mean(axis=1, keepdims=True)
+    return best
 
 
 def shrink(error: NDArray[np.float32], norm: float, beta: float) -> NDArray[np.float32]:

@@ -126,7 +126,8 @@ class Sinq(Format):
         }  # fmt: skip
         table = _table(meta, bits)
         levels = np.arange(1 << bits, dtype=np.float32) if table is None else rounded(table, "F16")
-        found = dual_scales(source.float32(), levels, group, tile)
+        with np.errstate(all="ignore"):  # weights whose squares overflow end in factors that are refused
+            found = dual_scales(source.float32(), levels, group, tile)
         scales, zeros, column = (_planes.finite_plane(one, "F16") for one in found)
         stored: dict[str, Plane] = {}
         if "quantaux" in method.lower():
@@ -310,20 +311,30 @@ def dual_scales(
     """
     rows, columns = values.shape
     grid = (rows // tile, columns // group)
-    tiles = values.reshape(grid[0], tile, grid[1], group).transpose(0, 2, 1, 3).reshape(-1, tile, group)
-    of_rows, of_columns = balance(tiles)
-    normal = tiles / of_rows / of_columns
-    deviation = np.maximum(normal.std(axis=(1, 2), keepdims=True), np.float32(2.0**-24))
-    power = np.exp2(np.floor(np.log2(deviation)))
+    scales, zeros = np.empty((2, *grid, tile), np.float32)
+    of_columns = np.empty((*grid, group), np.float32)
+    for down in range(grid[0]):
+        for across in range(grid[1]):
+            part = values[down * tile : (down + 1) * tile, across * group : (across + 1) * group]
+            found = _of_tile(part, levels)
+            scales[down, across], zeros[down, across], of_columns[down, across] = found
+    turned = (one.transpose(0, 2, 1).reshape(rows, grid[1]) for one in (scales, zeros))
+    return *turned, of_columns.reshape(grid[0], columns)
+
+
+def _of_tile(
+    tile: NDArray[np.float32], levels: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and zeros of the rows of a tile, and scales of its columns."""
+    of_rows, of_columns = balance(tile)
+    normal = tile / of_rows / of_columns
+    power = np.exp2(np.floor(np.log2(np.maximum(normal.std(), np.float32(2.0**-24)))))
     normal, of_columns = normal / power, of_columns * power
-    low, high = normal.min(axis=2, keepdims=True), normal.max(axis=2, keepdims=True)
+    low, high = normal.min(axis=1), normal.max(axis=1)
     step = np.maximum((high - low) / (levels[-1] - levels[0]), np.float32(2.0**-20))
     # float16 holds zeros up to 2^11 to the step; a group far from zero would need larger ones
     step = np.maximum(step, np.maximum(-low, high) / np.float32(2048))
-    zeros = levels[0] - low / step
-    scales = step * of_rows
-    turned = ((one.reshape(*grid, tile).transpose(0, 2, 1).reshape(rows, grid[1])) for one in (scales, zeros))
-    return *turned, of_columns.reshape(grid[0], columns)
+    return step * of_rows[:, 0], levels[0] - low / step, of_columns[0]
 
 
 def nearest_codes(
@@ -338,40 +349,47 @@ def nearest_codes(
     return np.asarray(np.searchsorted((levels[:-1] + levels[1:]) / np.float32(2), exact), np.uint8)
 
 
-def balance(tiles: NDArray[np.float32], steps: int = 16) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def balance(tile: NDArray[np.float32], steps: int = 16) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Factors of rows and columns after whose division the standard deviations of both are alike.
 
-    A Sinkhorn-like iteration in logarithms: every step divides rows and columns by their deviations over the smallest
-    one of the start, within 0.7 and 2, and the factors with the least imbalance (largest deviation over smallest) so
-    far are kept.
+    A Sinkhorn-like iteration: every step divides rows and columns by their deviations over the smallest one of the
+    start, within 0.7 and 2, and the factors with the least imbalance (largest deviation over smallest) are kept.
 
     Args:
-        tiles: float32, (tiles, rows, columns).
+        tile: float32, (rows, columns).
 
     Returns:
-        float32, (tiles, rows, 1) and (tiles, 1, columns).
+        float32, (rows, 1) and (1, columns).
     """
-    count, rows, columns = tiles.shape
-    logs = [np.zeros((count, rows, 1)), np.zeros((count, 1, columns))]
-    best = [log.copy() for log in logs]
-    least = np.full((count, 1, 1), np.inf)
-    target = np.ones((count, 1, 1))
-    for step in range(steps if tiles.size else 0):
-        current = tiles.astype(np.float64) / np.exp(logs[0]) / np.exp(logs[1])
-        deviations = [current.std(axis=axis, keepdims=True) for axis in (2, 1)]
-        largest = np.maximum(*(one.max(axis=(1, 2), keepdims=True) for one in deviations))
-        largest = np.maximum(largest, np.finfo(np.float64).tiny)
+    factors = [np.ones((len(tile), 1), np.float32), np.ones((1, tile.shape[1]), np.float32)]
+    best, least, target = factors, np.inf, np.float32(1)
+    for step in range(steps if tile.size else 0):
+        deviations = _deviations(tile / factors[0] / factors[1])
+        largest = max(one.max() for one in deviations)
+        if largest == 0:
+            break
         # rows and columns that hardly vary, those of zeros above all, are left out of the balance
-        deviations = [np.maximum(one, largest * 1e-3) for one in deviations]
-        smallest = np.minimum(*(one.min(axis=(1, 2), keepdims=True) for one in deviations))
-        if step == 0:
-            target = smallest
-        better = largest / smallest < least
-        least = np.where(better, largest / smallest, least)
-        best = [np.where(better, log, kept) for log, kept in zip(logs, best, strict=True)]
-        logs = [log + np.log(np.clip(one / target, 0.7, 2.0)) for log, one in zip(logs, deviations, strict=True)]
-    rows_log, columns_log = best
-    return np.exp(rows_log).astype(np.float32), np.exp(columns_log).astype(np.float32)
+        deviations = [np.maximum(one, largest * np.float32(1e-3)) for one in deviations]
+        smallest = min(one.min() for one in deviations)
+        target = smallest if step == 0 else target
+        if largest / smallest < least:
+            best, least = factors, largest / smallest
+        factors = [
+            factor * np.clip(one / target, np.float32(0.7), np.float32(2))
+            for factor, one in zip(factors, deviations, strict=True)
+        ]
+    return best[0], best[1]
+
+
+def _deviations(values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Standard deviations of rows, (rows, 1), and columns, (1, columns)."""
+    squares = values * values
+    found = []
+    for axis in (1, 0):
+        mean = values.mean(axis=axis, keepdims=True)
+        variance = squares.mean(axis=axis, keepdims=True) - mean * mean
+        found.append(np.sqrt(np.maximum(variance, np.float32(0))))
+    return found
 
 
 FORMATS = {"sinq": Sinq()}
