@@ -131,8 +131,8 @@ class GgufReader:
     def metadata(self) -> list[tuple[str, str]]:
         """Key and type name of each entry."""
     def value(self, index: int) -> int | float | bool | str | bytes | GgufStrings: ...
-    def tensors(self) -> list[tuple[str, str, list[int], int, int, int, int, int]]:
-        """Name, type, dimensions (fastest first), bytes of a row, bytes, offset, file, number in the file."""
+    def tensors(self) -> list[tuple[str, str, list[int], int | None, int, int, int, int]]:
+        """Name, type, dimensions (fastest first), bytes of a row or None, bytes, offset, file, number in the file."""
     def raw(self, shard: int, index: int, start: int = 0, count: int | None = None) -> FileBytes: ...
 
 class GgufStrings:

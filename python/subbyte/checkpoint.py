@@ -29,6 +29,9 @@ from subbyte.planes import stored
 #: Element types of safetensors that are ggml types as well, with their bytes: their codecs decode them.
 _SAFETENSORS_CODECS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
+#: Types of tensors that only BitNet's fork of ggml has.
+_BITNET = ("I2_S", "TL1", "TL2")
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:
@@ -177,6 +180,8 @@ class Checkpoint(OpenFiles[Weight]):
         def weight(name: str) -> Weight:
             tensor = source[name]
             codec = f"gguf.{tensor.type.lower()}"
+            if tensor.type in _BITNET:
+                return _bitnet_weight(source, name)
             if tensor.type in ("I8", "I16", "I32", "I64"):
                 return Weight(name, tensor.shape, codec, tensor.nbytes, tensor.path, None, lambda: source.array(name))
             return Weight(name, tensor.shape, codec, tensor.nbytes, tensor.path, codec, lambda: source.raw(name))
@@ -243,6 +248,22 @@ def _layer_weight(source: SafetensorsFile, id: str, layer: Layer) -> Weight:
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     file = next(iter(tensors.values())).path
     return Weight(layer.name, layer.shape, id, nbytes, file, None, lambda: _no_elements(layer.name), layer, form)
+
+
+def _bitnet_weight(source: GgufFile, name: str) -> Weight:
+    """A tensor of a type of BitNet's fork of ggml."""
+    tensor = source[name]
+    id = f"bitnet.{tensor.type.lower()}"
+
+    def form() -> Form:
+        if tensor.type != "I2_S":
+            raise UnsupportedError(
+                f"{tensor.type} is cut into tiles whose sizes (BM, BK, bm) the file does not tell: pass them with the "
+                f"bytes of subbyte.io.GgufFile.raw to subbyte.decode('{id}')"
+            )
+        return checkpoint_format(id).read({"packed": source.raw(name)}, {"shape": tensor.shape})
+
+    return Weight(name, tensor.shape, id, tensor.nbytes, tensor.path, None, lambda: _no_elements(name), None, form)
 
 
 def _no_elements(name: str) -> Array:

@@ -359,8 +359,14 @@ def _interleaved(stored: Rows, heads: int) -> Rows:
 
 
 def stored_tensor(file: SafetensorsFile | GgufFile, name: str, kind: str) -> SourceTensor:
-    """A tensor of an open file, to be read as ``kind``."""
+    """A tensor of an open file, to be read as ``kind``.
+
+    Raises:
+        UnsupportedError: a type of a GGUF file that has no blocks (those of BitNet's fork).
+    """
     tensor = file[name]
+    if isinstance(file, GgufFile) and kind not in TYPES:
+        raise UnsupportedError(f"{kind} cannot be converted yet", file=tensor.path, tensor=name)
     where = ByteRange(tensor.path, tensor.offset, tensor.nbytes)
     return SourceTensor(name, kind, tuple(tensor.shape), where, _loader(file, name))
 

@@ -207,7 +207,7 @@ class GgufFile(OpenFiles[GgufTensor]):
         self._nbytes = sum(size for _, size in files)
         self._metadata = _Metadata(reader)
         self._entries: dict[str, GgufTensor] = {}
-        self._places: dict[str, tuple[int, int, int]] = {}
+        self._places: dict[str, tuple[int, int, int | None]] = {}
         for name, kind, dims, row, nbytes, offset, shard, index in reader.tensors():
             self._entries[name] = GgufTensor(name, kind, tuple(reversed(dims)), nbytes, offset, self._paths[shard])
             self._places[name] = (shard, index, row)
@@ -250,7 +250,8 @@ class GgufFile(OpenFiles[GgufTensor]):
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The stored bytes of a tensor: ``uint8``, read-only, shape ``(*shape[:-1], bytes per row)``, no copy.
 
-        Of a big-endian file, a copy in little-endian order.
+        One dimension for the types of BitNet's fork (I2_S, TL1, TL2), which have no rows. Of a big-endian file, a copy
+        in little-endian order.
 
         Raises:
             KeyError: no such tensor.
@@ -258,7 +259,8 @@ class GgufFile(OpenFiles[GgufTensor]):
             CorruptError: the file shrank.
         """
         tensor = self._entries[name]
-        return self.read(name, 0, tensor.nbytes).reshape(*tensor.shape[:-1], self._places[name][2])
+        data, row = self.read(name, 0, tensor.nbytes), self._places[name][2]
+        return data if row is None else data.reshape(*tensor.shape[:-1], row)
 
     def read(self, name: str, start: int, count: int) -> npt.NDArray[np.uint8]:
         """``count`` stored bytes from byte ``start`` of a tensor: ``uint8``, one row; copied where not mapped.

@@ -70,7 +70,7 @@ class QServe(Format):
                 raise FormatError("plane 's1_szeros' is that of one group a row, 's2_scales' of several: expected one")
             setting_group_size(config, columns, 1)
             negative = -_planes.get(planes, "s1_szeros", "F16", (rows,)).data
-            return Biased(shape, codes, row_scales, Plane(negative.reshape(-1, 1), "F16"), columns)
+            return Biased(shape, codes, row_scales, Plane(negative.reshape(-1, 1), "F16"), columns, compute="F32")
         s2_scales = _planes.get(planes, "s2_scales", "I8", (None, rows))
         groups = s2_scales.shape[0]
         if not groups or columns % groups:

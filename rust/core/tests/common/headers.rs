@@ -16,12 +16,14 @@ pub fn gguf(input: &[u8]) -> bool {
     let mut end = header.data_start;
     for tensor in &header.tensors {
         assert!(tensor.offset >= end, "tensors overlap");
-        assert_eq!(gguf::tensor_bytes(tensor.ggml_type, &tensor.dims), Ok(tensor.nbytes));
+        if let Ok(ggml_type) = tensor.kind.ggml() {
+            assert_eq!(gguf::tensor_bytes(ggml_type, &tensor.dims), Ok(tensor.nbytes));
+        }
         end = tensor.offset + tensor.nbytes;
         assert!(tensor.nbytes == 0 || end <= length, "tensor past the end");
-        if header.big_endian {
+        if let (true, Ok(ggml_type)) = (header.big_endian, tensor.kind.ggml()) {
             let mut data = input[tensor.offset.min(length) as usize..end.min(length) as usize].to_vec();
-            let _ = endian::to_little(tensor.ggml_type, &mut data);
+            let _ = endian::to_little(ggml_type, &mut data);
         }
     }
     for (_, value) in &header.metadata {

@@ -75,15 +75,16 @@ impl GgufReader {
         })
     }
 
-    /// Of each tensor: name, type, dimensions (fastest first), bytes of a row, bytes, offset, file, number in the file.
+    /// Of each tensor: name, type, dimensions (fastest first), bytes of a row (None where there are no rows), bytes,
+    /// offset, file, number in the file.
     #[allow(clippy::type_complexity)]
-    fn tensors(&self) -> PyResult<Vec<(&str, &'static str, &[u64], u64, u64, u64, usize, usize)>> {
+    fn tensors(&self) -> PyResult<Vec<(&str, &'static str, &[u64], Option<u64>, u64, u64, usize, usize)>> {
         let mut list = Vec::new();
         for (number, shard) in self.0.iter().enumerate() {
             for (index, t) in shard.header.tensors.iter().enumerate() {
-                let row = t.ggml_type.row_bytes(t.dims.first().copied().unwrap_or(1)).map_err(to_py)?;
-                let (name, ggml_type, dims) = (t.name.as_str(), t.ggml_type.name(), t.dims.as_slice());
-                list.push((name, ggml_type, dims, row, t.nbytes, t.offset, number, index));
+                let row = t.kind.row_bytes(t.dims.first().copied().unwrap_or(1)).map_err(to_py)?;
+                let (name, kind, dims) = (t.name.as_str(), t.kind.name(), t.dims.as_slice());
+                list.push((name, kind, dims, row, t.nbytes, t.offset, number, index));
             }
         }
         Ok(list)
@@ -97,11 +98,15 @@ impl GgufReader {
         let read = || -> Result<Bytes> {
             let (offset, count) = part(tensor.offset, tensor.nbytes, start, count)?;
             let bytes = shard.source.bytes(offset, count)?;
-            if !shard.header.big_endian || endian::fields(tensor.ggml_type)?.is_empty() {
+            if !shard.header.big_endian {
+                return Ok(bytes);
+            }
+            let ggml_type = tensor.kind.ggml()?;
+            if endian::fields(ggml_type)?.is_empty() {
                 return Ok(bytes);
             }
             let mut copy = bytes.to_vec();
-            endian::to_little(tensor.ggml_type, &mut copy)?;
+            endian::to_little(ggml_type, &mut copy)?;
             Ok(Bytes::Owned(copy))
         };
         let place =

@@ -1,11 +1,13 @@
 //! GGUF files: header reader and writer (specification: GGUF, sections 1, 2 and 12.2).
 //!
+//! * [`bitnet`]: the tensor types of BitNet's fork of ggml;
 //! * [`read`]: versions 2 and 3, either byte order; everything is checked before it is believed;
 //! * [`write`]: version 3, little-endian;
 //! * [`split`]: the rules that tie the shards of one model together;
 //! * [`endian`]: tensor data of big-endian files, turned into the little-endian blocks the codecs work on;
 //! * [`semantics`]: metadata that contradicts itself.
 
+pub mod bitnet;
 pub mod endian;
 pub mod read;
 pub mod semantics;
@@ -20,6 +22,7 @@ use crate::GgmlType;
 use crate::error::{Error, Result};
 use crate::limits;
 
+pub use bitnet::TensorType;
 pub use read::Header;
 pub use split::Split;
 pub use write::HeaderBuilder;
@@ -30,6 +33,8 @@ pub const MAGIC: [u8; 4] = *b"GGUF";
 pub const DEFAULT_ALIGNMENT: u64 = 32;
 /// The metadata key that overrides [`DEFAULT_ALIGNMENT`].
 pub const ALIGNMENT_KEY: &str = "general.alignment";
+/// Metadata key of the model's architecture.
+pub const ARCHITECTURE_KEY: &str = "general.architecture";
 
 macro_rules! value_types {
     ($($id:literal $variant:ident $name:literal $bytes:literal;)*) => {
@@ -181,7 +186,7 @@ pub struct Tensor {
     /// Name, unique in the file.
     pub name: String,
     /// Storage type.
-    pub ggml_type: GgmlType,
+    pub kind: TensorType,
     /// Dimensions as stored: fastest-varying first (the reverse of NumPy's shape). Trailing ones are kept.
     pub dims: Vec<u64>,
     /// First byte in the file.

@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
+use super::bitnet::{self, BitNetType};
 use super::{
-    ALIGNMENT_KEY, ARRAY_ID, MAGIC, Scalar, Strings, Tensor, Value, ValueType, check_alignment, check_key,
-    check_tensor_name, next_offset, round_up, tensor_bytes,
+    ALIGNMENT_KEY, ARCHITECTURE_KEY, ARRAY_ID, MAGIC, Scalar, Strings, Tensor, TensorType, Value, ValueType,
+    check_alignment, check_key, check_tensor_name, next_offset, round_up, tensor_bytes,
 };
 use crate::GgmlType;
 use crate::container::cursor::Cursor;
@@ -61,8 +62,15 @@ impl Header {
             }
         };
         check_alignment(alignment)?;
-        let mut tensors = read_infos(&mut cursor, tensor_count)?;
+        let bitnet = metadata.iter().any(|(key, value)| match value {
+            Value::Str(range) if key == ARCHITECTURE_KEY => {
+                std::str::from_utf8(&cursor.bytes()[range.clone()]).is_ok_and(bitnet::is_architecture)
+            }
+            _ => false,
+        });
+        let mut tensors = read_infos(&mut cursor, tensor_count, bitnet)?;
         let data_start = round_up(cursor.position() as u64, alignment)?;
+        measure(&mut tensors, source.len().saturating_sub(data_start))?;
         place(&mut tensors, data_start, alignment, source.len())?;
         Ok(Self {
             version,
@@ -244,7 +252,7 @@ fn string<S: ReadAt + ?Sized>(cursor: &mut Cursor<'_, S>, what: &str) -> Result<
 }
 
 /// Reads the tensor infos; `offset` still is the number stored, relative to the data section.
-fn read_infos<S: ReadAt + ?Sized>(cursor: &mut Cursor<'_, S>, count: u64) -> Result<Vec<Tensor>> {
+fn read_infos<S: ReadAt + ?Sized>(cursor: &mut Cursor<'_, S>, count: u64, bitnet: bool) -> Result<Vec<Tensor>> {
     let mut tensors: Vec<Tensor> = Vec::new();
     for index in 0..count {
         let at = cursor.position() as u64;
@@ -254,7 +262,7 @@ fn read_infos<S: ReadAt + ?Sized>(cursor: &mut Cursor<'_, S>, count: u64) -> Res
             Ok(name.to_string())
         });
         let name = name.map_err(|e| Error { message: format!("tensor {index}: {}", e.message), ..e }.at_byte(at))?;
-        let tensor = read_info(cursor, &name).map_err(|e| e.in_tensor(name).at_byte(at))?;
+        let tensor = read_info(cursor, &name, bitnet).map_err(|e| e.in_tensor(name).at_byte(at))?;
         tensors.push(tensor);
     }
     let mut seen = HashSet::with_capacity(tensors.len());
@@ -264,19 +272,44 @@ fn read_infos<S: ReadAt + ?Sized>(cursor: &mut Cursor<'_, S>, count: u64) -> Res
     Ok(tensors)
 }
 
-fn read_info<S: ReadAt + ?Sized>(cursor: &mut Cursor<'_, S>, name: &str) -> Result<Tensor> {
+fn read_info<S: ReadAt + ?Sized>(cursor: &mut Cursor<'_, S>, name: &str, bitnet: bool) -> Result<Tensor> {
     let dim_count = cursor.u32("number of dimensions")?;
     if dim_count > limits::GGUF_DIMS {
         return Err(Error::corrupt(format!("{dim_count} dimensions; GGUF allows {}", limits::GGUF_DIMS)));
     }
     let dims = (0..dim_count).map(|_| cursor.u64("dimension")).collect::<Result<Vec<u64>>>()?;
     let id = cursor.i32("tensor type")?;
-    let ggml_type = u32::try_from(id).ok().and_then(GgmlType::from_id).ok_or_else(|| {
-        Error::unsupported(format!("ggml type {id} is unknown or was removed from ggml; convert the model again"))
-    })?;
-    let nbytes = tensor_bytes(ggml_type, &dims)?;
+    let known = u32::try_from(id).ok();
+    let kind = match known.and_then(BitNetType::from_id).filter(|_| bitnet) {
+        Some(kind) => TensorType::BitNet(kind),
+        None => TensorType::Ggml(known.and_then(GgmlType::from_id).ok_or_else(|| unknown(id))?),
+    };
+    let nbytes = match kind {
+        TensorType::Ggml(ggml_type) => tensor_bytes(ggml_type, &dims)?,
+        TensorType::BitNet(_) => 0, // see `measure`
+    };
     let offset = cursor.u64("tensor offset")?;
-    Ok(Tensor { name: name.to_string(), ggml_type, dims, offset, nbytes })
+    Ok(Tensor { name: name.to_string(), kind, dims, offset, nbytes })
+}
+
+fn unknown(id: i32) -> Error {
+    let fork = u32::try_from(id).ok().and_then(BitNetType::from_id).map_or(String::new(), |kind| {
+        let name = TensorType::BitNet(kind).name();
+        format!(" ({name} of BitNet's fork counts only where {ARCHITECTURE_KEY} begins with 'bitnet')")
+    });
+    Error::unsupported(format!("ggml type {id} is unknown or was removed from ggml{fork}; convert the model again"))
+}
+
+/// Sets the sizes of the tensors that the place of the next one tells.
+fn measure(tensors: &mut [Tensor], data_bytes: u64) -> Result<()> {
+    for index in 0..tensors.len() {
+        let TensorType::BitNet(kind) = tensors[index].kind else { continue };
+        let end = tensors.get(index + 1).map_or(data_bytes, |next| next.offset);
+        let tensor = &mut tensors[index];
+        let room = end.saturating_sub(tensor.offset);
+        tensor.nbytes = kind.bytes(&tensor.dims, room).map_err(|e| e.in_tensor(tensor.name.clone()))?;
+    }
+    Ok(())
 }
 
 /// Checks that the tensors follow each other as ggml requires and lie inside the file; makes offsets absolute.

@@ -1,7 +1,7 @@
 //! Metadata that contradicts itself (specification: GGUF, section 12.2, "Semantics"): a reader that trusts one of
 //! two lengths would index outside the other.
 
-use super::{Header, Value};
+use super::{ARCHITECTURE_KEY, Header, Value};
 use crate::error::{Error, Result};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -23,7 +23,7 @@ pub fn check(header: &Header) -> Result<()> {
         };
         check_vocabulary(header, tokens.len())?;
     }
-    let Some(architecture) = header.get_str("general.architecture") else { return Ok(()) };
+    let Some(architecture) = header.get_str(ARCHITECTURE_KEY) else { return Ok(()) };
     let Some(blocks) = header.get(&format!("{architecture}.block_count")).and_then(Value::as_u64) else {
         return Ok(());
     };
