@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from subbyte.convert.rows import ByteRange, Rows, Shifted, SourceTensor
-from subbyte.convert.types import Raw
+from subbyte.convert.types import Raw, quantized
 from subbyte.convert.values import kind
-from subbyte.errors import Error, FormatError
+from subbyte.errors import Error, FormatError, UnsupportedError
+from subbyte.routes.fit import KINDS
 
 __all__ = ["ByteRange", "Raw", "Recipe", "computed"]
 
@@ -57,6 +58,8 @@ class Recipe:
     @property
     def source_nbytes(self) -> int:
         """Bytes in the source."""
+        if self.content.layered:
+            return sum(part.nbytes for part in self.ranges)
         return self.rows * self.content.row_bytes
 
     def kind(self, target: str) -> str:
@@ -64,6 +67,25 @@ class Recipe:
         found = kind(self.type, target)
         shifted = isinstance(self.content, Shifted) and found in ("exact", "exact-value")
         return "rounded" if shifted else found  # the sum has at most 24 significant bits
+
+    def held_as(self, target: str) -> tuple[Recipe, str]:
+        """The recipe that gives a tensor of type ``target``, and what happens to the values.
+
+        The codes of a quantized layer move where blocks of the target hold them; its values are encoded otherwise.
+        """
+        content = self.content
+        if not content.layered:
+            return self, self.kind(target)
+        held = content if content.type == target else content.as_type(target)
+        if held is not None and quantized(target):
+            kinds = [fit.kind for fit in held.fits]
+            return replace(self, content=held), max(kinds, key=KINDS.index, default="exact")
+        if held is not None:
+            return replace(self, content=held), "exact-value" if target == "F32" else "rounded"
+        floats = content.as_type("F32")
+        if floats is None:
+            raise UnsupportedError(f"cannot become {target}", tensor=self.name)
+        return replace(self, content=floats), "requantized"
 
     @property
     def ranges(self) -> list[ByteRange]:

@@ -7,8 +7,8 @@ held whole. The one exception is an exchange of axes, which keeps the matrix it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from math import prod
@@ -21,6 +21,7 @@ from subbyte.convert.types import Raw, nbytes
 from subbyte.convert.values import to_float32
 from subbyte.errors import FormatError
 from subbyte.ggml import TYPES
+from subbyte.routes.fit import Fit
 
 
 class ByteRange(NamedTuple):
@@ -78,6 +79,25 @@ class Rows(ABC):
     def place(self, row: int, column: int) -> Place:
         """Where the source stores an element; of a block, its scale."""
 
+    @property
+    def layered(self) -> bool:
+        """Whether the rows are those of a quantized layer, or made of some."""
+        return False
+
+    @property
+    def fits(self) -> list[Fit]:
+        """How well the type holds each quantized layer that the rows are made of."""
+        return []
+
+    @property
+    def tensor_scales(self) -> list[float]:
+        """The scale of the whole tensor of each layer, where blocks of NVFP4 need one beside them."""
+        return []
+
+    def as_type(self, type: str) -> Rows | None:
+        """The rows of a quantized layer with its codes in blocks of ``type``, or its values as floats; else None."""
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class SourceTensor(Rows):
@@ -121,6 +141,22 @@ class _View(Rows):
 
     def place(self, row: int, column: int) -> Place:
         return self.source.place(row, column)
+
+    @property
+    def layered(self) -> bool:
+        return self.source.layered
+
+    @property
+    def fits(self) -> list[Fit]:
+        return self.source.fits
+
+    @property
+    def tensor_scales(self) -> list[float]:
+        return self.source.tensor_scales
+
+    def as_type(self, type: str) -> Rows | None:
+        source = self.source.as_type(type)
+        return None if source is None else replace(self, source=source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +243,10 @@ class Selected(_View):
         rows, columns = self._kept
         return self.source.place(matrix * self.view[1] + rows[row], columns[column])
 
+    def as_type(self, type: str) -> Rows | None:
+        whole = not self.swapped and len(self._kept[1]) == self.view[2]
+        return super().as_type(type) if whole or TYPES[type].block == 1 else None
+
     def _columns(self, raw: Raw) -> NDArray[np.void]:
         """The wanted columns of stored rows, as elements without a meaning."""
         if len(self._kept[1]) == self.view[2]:
@@ -224,6 +264,21 @@ class Selected(_View):
         matrix = np.ascontiguousarray(elements[:, self.taken[1]].T)
         self.__dict__["_last"] = at, matrix  # chunks of rows come in order: the next one wants the same matrix
         return matrix
+
+
+def stacked(parts: Sequence[Rows]) -> Stacked:
+    """The rows of the parts, one part after the other; quantized layers in a type that holds all of them.
+
+    Raises:
+        FormatError: the parts differ in type or shape.
+    """
+    types = sorted({part.type for part in parts}, key=lambda name: TYPES[name].block_bytes / TYPES[name].block)
+    if len(types) > 1 and all(part.layered for part in parts):
+        for type in (*types, "F32"):
+            found = [part if part.type == type else part.as_type(type) for part in parts]
+            if all(part is not None for part in found):
+                return Stacked(tuple(part for part in found if part is not None))
+    return Stacked(tuple(parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +319,23 @@ class Stacked(Rows):
     def place(self, row: int, column: int) -> Place:
         part, row = divmod(row, self.parts[0].rows)
         return self.parts[part].place(row, column)
+
+    @property
+    def layered(self) -> bool:
+        return any(part.layered for part in self.parts)
+
+    @property
+    def fits(self) -> list[Fit]:
+        return [fit for part in self.parts for fit in part.fits]
+
+    @property
+    def tensor_scales(self) -> list[float]:
+        return [scale for part in self.parts for scale in part.tensor_scales]
+
+    def as_type(self, type: str) -> Rows | None:
+        parts = [part.as_type(type) for part in self.parts]
+        found = [part for part in parts if part is not None]
+        return Stacked(tuple(found)) if len(found) == len(parts) else None
 
 
 @dataclass(frozen=True, eq=False)

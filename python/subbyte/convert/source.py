@@ -23,8 +23,9 @@ from subbyte.arch.base import (
     rope_parameters,
     rope_type,
 )
+from subbyte.convert.layers import Layers, layer_rows
 from subbyte.convert.recipe import Recipe, computed
-from subbyte.convert.rows import ByteRange, Mxfp4, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor, Stacked
+from subbyte.convert.rows import ByteRange, Mxfp4, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor, stacked
 from subbyte.convert.types import Raw
 from subbyte.errors import FormatError, IoError, UnsupportedError
 from subbyte.ggml import TYPES
@@ -131,11 +132,11 @@ def _read_checkpoint(path: Place, folder: Path, pre: str | None) -> Source:
     config = read_object(folder / "config.json")
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    if quantization and method != "mxfp4":
-        raise UnsupportedError(f"a checkpoint quantized with {method!r} cannot be converted (yet)", file=folder)
     try:
         arch, filled = find_architecture(config)
-        return _from_checkpoint(path, folder, arch, {**filled, **_pooling(folder)}, pre)
+        # Experts of gpt-oss are blocks of ggml's own kind, and need no form.
+        layers = None if method == "mxfp4" else Layers(path)
+        return _from_checkpoint(path, folder, arch, {**filled, **_pooling(folder)}, pre, layers)
     except (FormatError, UnsupportedError) as error:
         error.file = error.file or str(folder)
         raise
@@ -166,11 +167,14 @@ _OTHER_PARTS = re.compile(
 """Names of a multimodal checkpoint's tensors that are not its language model's."""
 
 
-def _from_checkpoint(path: Place, folder: Path, arch: Architecture, config: Config, pre: str | None) -> Source:
-    tensors = SafetensorsFile(path, mmap=False)  # reading bounded chunks keeps the peak of memory down
+def _from_checkpoint(
+    path: Place, folder: Path, arch: Architecture, config: Config, pre: str | None, layers: Layers | None
+) -> Source:
+    # Reading bounded chunks keeps the peak of memory down.
+    tensors = SafetensorsFile(path, mmap=False) if layers is None else layers.tensors
     vocabulary = tokenizer_keys(folder, dict(config), pre)
     source = Source(path, "safetensors", [], {}, Model(arch.name, layer_count(config)))
-    collected = _Collected(arch, config, source, tensors, vocabulary.size)
+    collected = _Collected(arch, config, source, tensors, vocabulary.size, layers)
     for name in collected.order():
         collected.add(name)
     source.recipes = [computed(name, array) for name, array in arch.generated(config).items()] + collected.finish()
@@ -188,6 +192,7 @@ def _from_checkpoint(path: Place, folder: Path, arch: Architecture, config: Conf
     source.files += [file for file in folder.iterdir() if file.is_file() and file.suffix in _SIDE_FILES]
 
     source.warnings += vocabulary.warnings
+    source.warnings += [] if layers is None else layers.notes
     keys = source.metadata
     keys["general.architecture"] = GgufValue("str", arch.name)
     keys["general.type"] = GgufValue("str", "model")
@@ -221,12 +226,23 @@ def _lost_scaling(arch: Architecture, config: Config, keys: Mapping[str, GgufVal
     ]
 
 
+_ACTIVATIONS = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".output_scale", ".input_zero_point")
+
+
 class _Collected:
     """The recipes of a checkpoint while its tensors are looked at one by one."""
 
     def __init__(
-        self, arch: Architecture, config: Config, source: Source, tensors: SafetensorsFile, n_vocab: int
+        self,
+        arch: Architecture,
+        config: Config,
+        source: Source,
+        tensors: SafetensorsFile,
+        n_vocab: int,
+        layers: Layers | None,
     ) -> None:
+        self.layers: Mapping[str, Any] = {} if layers is None else layers
+        self.planes = {} if layers is None else layers.planes
         self.arch, self.config, self.source, self.tensors, self.n_vocab = arch, config, source, tensors, n_vocab
         self.recipes: dict[str, Recipe] = {}
         self.seen: dict[str, str] = {}
@@ -236,6 +252,9 @@ class _Collected:
 
     def order(self) -> list[str]:
         """The checkpoint's names, tensors in MXFP4 first as in the original; their scales come with their codes."""
+        if self.layers:
+            order = (self.planes.get(name, name) for name in self.tensors)
+            return list(dict.fromkeys(order))
         codes = [name for name in self.tensors if name.endswith("_blocks") and self._scales(name) in self.tensors]
         scales = {self._scales(name) for name in codes}
         return codes + [name for name in self.tensors if name not in scales and name not in codes]
@@ -262,6 +281,8 @@ class _Collected:
             self.source.left_out.append((name, "a layer that predicts further tokens"))
             return
         match = self.arch.match(plain, self.config)
+        if match is None and self.layers and self._is_left_out(name):
+            return
         stored = self._stored(name)
         if match is None:
             self.unknown.append(name)
@@ -281,7 +302,19 @@ class _Collected:
             cut = isinstance(rows, Selected)
             self._put(match.name, name, rows.shape[1:] if cut else stored.shape, rows)
 
+    def _is_left_out(self, name: str) -> bool:
+        """Whether a tensor that stands beside quantized layers has no place in GGUF."""
+        if name.endswith(_ACTIVATIONS):
+            self.source.left_out.append((name, "a scale of activations or of the cache, which GGUF has no place for"))
+            return True
+        if name.endswith(".bias") and not self.tensors.array(name).view(np.uint8).any():
+            self.source.left_out.append((name, "a bias of zeros that the quantizer added"))
+            return True
+        return False
+
     def _stored(self, name: str) -> Rows:
+        if isinstance(self.layers, Layers) and name in self.layers:
+            return layer_rows(self.layers, name)
         if name.endswith("_blocks") and self._scales(name) in self.tensors:
             codes, scales = (stored_tensor(self.tensors, part, "I8") for part in (name, self._scales(name)))
             try:
@@ -312,7 +345,7 @@ class _Collected:
         stack[expert] = stored
         if len(stack) == self.experts:
             try:
-                rows = Stacked(tuple(stack[number] for number in range(self.experts)))
+                rows = stacked([stack[number] for number in range(self.experts)])
             except FormatError as error:
                 error.tensor = target
                 raise

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte.convert.recipe import Recipe
+from subbyte.convert.recipe import Recipe, computed
 from subbyte.convert.source import Source, open_source, stamp
 from subbyte.convert.types import FLOATS, nbytes, parse_type, quantized
 from subbyte.convert.values import Importance
@@ -108,6 +108,9 @@ def make_plan(
     elif budget:
         chosen = _budgeted_types(source, options, data, size, bits, lossy=lossy)
         target = nearest_file_type(_shares(source, chosen))
+    elif any(recipe.content.layered for recipe in source.recipes):
+        chosen = _routed_types(source, target if target_name else None, options, data)
+        target = target if target_name else nearest_file_type(_shares(source, chosen))
     elif not direct:
         chosen = _mixed_types(source, target, options, data)
     else:
@@ -116,16 +119,14 @@ def make_plan(
             target = file_type("MXFP4")  # the original's name for files that keep the codes of gpt-oss
     recipes = {recipe.name: recipe for recipe in source.recipes}
     _check_importance(source, chosen, data)
-    tensors = tuple(
-        TensorPlan(
-            recipe,
-            chosen[name],
-            _shape(recipe.shape, keep=direct),
-            recipe.kind(chosen[name]),
-            _importance(recipe, chosen[name], data),
-        )
-        for name, recipe in ((name, recipes[name]) for name in chosen)
-    )
+    tensors: list[TensorPlan] = []
+    for name, type_ in chosen.items():
+        recipe, kind_ = recipes[name].held_as(type_)
+        shape = _shape(recipe.shape, keep=direct)
+        tensors.append(TensorPlan(recipe, type_, shape, kind_, _importance(recipe, type_, data)))
+        if scales := recipe.content.tensor_scales:
+            beside = computed(f"{name.removesuffix('.weight')}.scale", np.array(scales, np.float32))
+            tensors.append(TensorPlan(beside, "F32", beside.shape, "exact"))
     if data is not None:
         source.warnings += _idle_importance(tensors, data, noted=not direct)
     if strict and source.warnings:
@@ -153,7 +154,7 @@ def make_plan(
         "target_size": size,
         "target_bpw": bits,
     }
-    return Plan(source, f"gguf.{target.name.lower()}", (TensorFile("", tensors, layout),), asked)
+    return Plan(source, f"gguf.{target.name.lower()}", (TensorFile("", tuple(tensors), layout),), asked)
 
 
 def _target_name(to: str) -> str:
@@ -252,6 +253,29 @@ def _converter_types(source: Source, target: FileType | None, options: MixOption
         own = _overridden(recipe, options)
         if own and recipe.name not in source.unknown:
             chosen[recipe.name] = own
+    return chosen
+
+
+def _routed_types(
+    source: Source, target: FileType | None, options: MixOptions, data: ImportanceMatrix | None
+) -> dict[str, str]:
+    """Types of a file that a quantized checkpoint becomes, in its order.
+
+    Its layers get the type of the target where that holds their codes, and that of the target's mix otherwise; without
+    a target the type that holds them. What it stores as floats stays floats where no option says otherwise.
+    """
+    mixed = {} if target is None or target.name in FLOATS else _mixed_types(source, target, options, data)
+    chosen = {}
+    for recipe in source.recipes:
+        kept = _kept_type(source, recipe)
+        if recipe.content.layered:
+            kept = recipe.type
+            if target is not None:
+                base = target.base
+                moved = base in FLOATS or recipe.type == base or recipe.content.as_type(base) is not None
+                kept = base if moved else mixed[recipe.name]
+        own = None if recipe.name in source.unknown else _overridden(recipe, options)
+        chosen[recipe.name] = own or kept
     return chosen
 
 

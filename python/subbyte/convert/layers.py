@@ -1,0 +1,236 @@
+"""The quantized layers of a checkpoint as rows: as ggml blocks that hold their codes, or as floats.
+
+Decisions (which type holds a layer exactly) look at scales and zero points through mapped files; the work itself reads
+the planes of one layer at a time, so that memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+
+from subbyte.arrays import as_bytes
+from subbyte.checkpoint import Checkpoint
+from subbyte.convert.rows import ByteRange, Place, Rows, SourceTensor
+from subbyte.convert.types import FLOATS, Raw, nbytes
+from subbyte.errors import Error
+from subbyte.formats import checkpoint_format
+from subbyte.formats.base import Layer
+from subbyte.forms import Affine, Biased, Form, Microscaled, Ternary
+from subbyte.io import remote
+from subbyte.io.safetensors import SafetensorsFile
+from subbyte.planes import Plane, stored
+from subbyte.routes import blocks
+from subbyte.routes.fit import Fit, MisfitError
+
+#: Layers whose planes are kept: units of neighbouring layers are worked on at the same time.
+_KEPT = 2
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+T = TypeVar("T")
+
+
+class Layers(Mapping[str, Layer]):
+    """The quantized layers of a checkpoint by the name of the dense weight.
+
+    Attributes:
+        format: format id; None for a dense checkpoint.
+        tensors: the checkpoint's tensors, not mapped.
+        notes: what is stale or odd but harmless.
+    """
+
+    def __init__(self, path: remote.Place) -> None:
+        """Opens a checkpoint folder or file; errors are those of `subbyte.open`."""
+        self._mapped = Checkpoint.open(path)
+        self.path = path
+        self.format = self._mapped.format
+        self.notes = self._mapped.notes
+        self.config = self._mapped.config
+        self.tensors = SafetensorsFile(path, mmap=False)
+        self._layers = {name: weight.layer for name, weight in self._mapped.items() if weight.layer is not None}
+        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> Layer:
+        return self._layers[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    @cached_property
+    def planes(self) -> dict[str, str]:
+        """The layer of each tensor that is a plane of one."""
+        return {tensor: name for name, layer in self._layers.items() for tensor in layer.planes.values()}
+
+    def look(self, name: str) -> Form:
+        """The layer's form for decisions: views of mapped files, of which only what is looked at is read.
+
+        The values of a remote layer are not looked at: its planes are ones, which fit wherever the types do.
+        """
+        if isinstance(self.path, remote.RemotePath):
+            return self._form(name, _assumed)
+        return self._mapped[name].form()
+
+    def form(self, name: str) -> Form:
+        """The layer's form for work: its planes are read, and kept while neighbours are worked on."""
+        return self.kept(("form", name), lambda: self._form(name, _read))
+
+    def kept(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What ``make`` gives, made once while it is among the last few that were asked for."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            else:
+                self._kept[key] = None  # makes room first
+                while len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+                try:
+                    self._kept[key] = make()
+                except BaseException:
+                    del self._kept[key]
+                    raise
+            found: T = self._kept[key]
+            return found
+
+    def _form(self, name: str, read: Callable[[SafetensorsFile, str], Plane]) -> Form:
+        layer = self._layers[name]
+        try:
+            planes = {plane: read(self.tensors, tensor) for plane, tensor in layer.planes.items()}
+            return checkpoint_format(self.format or "").read(planes, layer.params)
+        except Error as error:
+            first = self.tensors[next(iter(layer.planes.values()))]
+            error.file, error.tensor = error.file or first.path, error.tensor or name
+            raise
+
+    def ranges(self, name: str) -> list[ByteRange]:
+        """The parts of the files that hold the layer."""
+        tensors = [self.tensors[tensor] for tensor in self._layers[name].planes.values()]
+        return [ByteRange(tensor.path, tensor.offset, tensor.nbytes) for tensor in tensors]
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of the layer in the source."""
+        return sum(part.nbytes for part in self.ranges(name))
+
+
+def _read(tensors: SafetensorsFile, name: str) -> Plane:
+    tensor = tensors[name]
+    return stored(tensors.raw(name), tensor.dtype, tensor.shape)
+
+
+def _assumed(tensors: SafetensorsFile, name: str) -> Plane:
+    tensor = tensors[name]
+    if tensor.nbytes <= 4096:
+        return _read(tensors, name)
+    size = tensor.nbytes // max(prod(tensor.shape), 1)
+    one = stored(np.ones(size, np.uint8), tensor.dtype, (1,))
+    if tensor.dtype in FLOATS:
+        one = Plane(np.ones(1, np.float32 if tensor.dtype == "F32" else np.float16), tensor.dtype)
+        if tensor.dtype == "BF16":
+            one = Plane(np.full(1, 0x3F80, np.uint16), "BF16")
+    return Plane(np.broadcast_to(one.data, tensor.shape), tensor.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRows(Rows):
+    """The rows of a quantized layer.
+
+    Attributes:
+        layers: where it is from.
+        name: of the dense weight.
+        shape: dense shape.
+        type: F32, F16, BF16, or a ggml type whose blocks hold the layer's codes.
+        fit: how well they do; None for floats.
+    """
+
+    layers: Layers
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    fit: Fit | None = None
+
+    @property
+    def layered(self) -> bool:
+        return True
+
+    @property
+    def ranges(self) -> list[ByteRange]:
+        return self.layers.ranges(self.name)
+
+    def read(self, start: int, stop: int) -> Raw:
+        if self.type not in FLOATS:
+            return self.layers.kept((self.type, self.name), self._assembler).rows(start, stop)
+        form = self.layers.form(self.name)
+        values = form.decode_rows(slice(start, stop), _DTYPES[self.type])
+        return as_bytes(np.ascontiguousarray(values)).reshape(stop - start, -1)
+
+    def _assembler(self) -> blocks.Assembler:
+        form = self.layers._form(self.name, _read)
+        try:
+            return blocks.Assembler(blocks.fit(form, self.type).form, self.type)
+        except MisfitError as error:
+            error.tensor = self.name
+            raise
+
+    def as_type(self, type: str) -> LayerRows | None:
+        if type in FLOATS:
+            return replace(self, type=type, fit=None)
+        if self.layers[self.name].transposed:
+            return None
+        try:
+            return replace(self, type=type, fit=blocks.fit(self.layers.look(self.name), type))
+        except MisfitError:
+            return None
+
+    def place(self, row: int, column: int) -> Place:
+        size = nbytes("F32", self.shape)
+        stand_in = SourceTensor(self.name, "F32", self.shape, None, lambda start, count: np.zeros(size, np.uint8))
+        return Place(stand_in, row, column)
+
+    @property
+    def fits(self) -> list[Fit]:
+        return [] if self.fit is None else [self.fit]
+
+    @property
+    def tensor_scales(self) -> list[float]:
+        if self.type != "NVFP4" or self.fit is None or not isinstance(self.fit.form, Microscaled):
+            return []
+        multiplier = self.fit.form.multiplier
+        return [1.0 if multiplier is None else float(multiplier)]
+
+
+def layer_rows(layers: Layers, name: str) -> LayerRows:
+    """The rows of a layer in the type that holds its codes, F32 where none does."""
+    layer = layers[name]
+    floats = LayerRows(layers, name, layer.shape, "F32")
+    if layer.transposed:
+        return floats
+    for type in _candidates(layers.look(name)):
+        found = floats.as_type(type)
+        if found is not None and found.fit is not None and found.fit.kind != "rounded":
+            return found
+    return floats
+
+
+def _candidates(form: Form) -> tuple[str, ...]:
+    """Types that may hold the codes of a form, smallest first."""
+    if isinstance(form, Biased):
+        return ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+    if isinstance(form, Affine):
+        smallest = {1: 0, 2: 0, 3: 0, 4: 0, 5: 1}.get(form.codes.bits, 2)
+        return ("Q4_0", "Q5_0", "Q8_0")[smallest:]
+    if isinstance(form, Ternary):
+        return ("TQ2_0", "Q4_0")
+    if isinstance(form, Microscaled):
+        return ("MXFP4", "NVFP4")
+    return ("Q8_0",)
