@@ -212,9 +212,8 @@ def test_a_shape_that_contradicts_the_config_is_warned_about(tmp_path: Path) -> 
         ({"num_hidden_layers": "two"}, "expected a positive number"),
         ({"hidden_size": -1}, "hidden_size"),
         ({"num_attention_heads": 3, "head_dim": 20}, "heads"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"quantization_config": {"quant_method": "eetq"}}, "eetq"),
         ({"quantization_config": "gptq"}, "gptq"),
-        ({"quantization_config": {"bits": 4}}, "None"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 0}}, "llama3"),
         ({"rms_norm_eps": [1]}, "rms_norm_eps"),
     ],
@@ -224,6 +223,12 @@ def test_configurations_that_are_refused(tmp_path: Path, config: dict, match: st
     with pytest.raises(subbyte.Error, match=match):
         subbyte.convert(folder, tmp_path / "out.gguf", to="gguf.q8_0")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_settings_without_a_quantized_tensor_are_noted(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m", quantization_config={"quant_method": "gptq", "bits": 4})
+    report = subbyte.convert(folder, tmp_path / "out.gguf", to="gguf.f32")
+    assert any("'gptq', but no tensor is quantized" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "weird", "longrope", 5])
@@ -305,8 +310,8 @@ def test_refused_targets(tmp_path: Path) -> None:
     for target, match in (("gguf.q9_k", "q9_k"), ("gguf.q8_1", "q8_1")):
         with pytest.raises(subbyte.ArgumentError, match=match):
             subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to=target)
-    with pytest.raises(subbyte.UnsupportedError, match="gptq"):
-        subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to="gptq")
+    with pytest.raises(subbyte.UnsupportedError, match="aqlm"):
+        subbyte.convert(SMALL_LLAMA, tmp_path / "out", to="aqlm")
     for rule in ("attn_q", "(=q8_0", "attn_q=q8_1"):
         with pytest.raises(subbyte.ArgumentError):
             subbyte.convert(SMALL_LLAMA, tmp_path / "out.gguf", to="gguf.q8_0", tensor_type=[rule])

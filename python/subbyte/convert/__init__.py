@@ -17,10 +17,12 @@ from subbyte.convert.verification import Comparison, Verification, verify
 from subbyte.errors import ArgumentError, warn
 from subbyte.io.remote import Place, place
 from subbyte.paths import checked_path
+from subbyte.planning.checkpoint import plan_checkpoint
 from subbyte.planning.dense import plan_dense
 from subbyte.planning.forecast import Forecast, forecast, read_plan
 from subbyte.planning.output import Plan, TensorPlan
 from subbyte.planning.plan import make_plan
+from subbyte.routes import checked_settings, find_target
 
 logger = logging.getLogger("subbyte.convert")
 
@@ -59,6 +61,7 @@ def convert(
     wait: bool = False,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
+    **settings: Any,
 ) -> Report:
     """Convert a checkpoint to GGUF, or back, in one pass and in memory that does not grow with the model.
 
@@ -97,6 +100,7 @@ def convert(
         wait: wait for another run on the same target to end.
         progress: called with (bytes written, bytes of all tensors, name of the tensor).
         cancel: called after each unit; true stops the conversion.
+        settings: of a target that is a checkpoint format: ``bits``, ``group_size`` … (``subbyte list targets``).
 
     Returns:
         What became of each tensor, totals and warnings.
@@ -115,7 +119,7 @@ def convert(
     made_plan = _plan(
         origin, to, plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
-        target_size=target_size, target_bpw=target_bpw,
+        target_size=target_size, target_bpw=target_bpw, settings=settings,
     )  # fmt: skip
     check_target(made_plan, target)
     warn(made_plan.warnings)
@@ -148,6 +152,7 @@ def plan(
     target_size: str | int | None = None,
     target_bpw: float | None = None,
     plan: str | PathLike[str] | None = None,
+    **settings: Any,
 ) -> Forecast:
     """What :func:`convert` would do with the same arguments: each tensor's type and class, and the exact size.
 
@@ -160,7 +165,7 @@ def plan(
     made = _plan(
         origin, to, plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
-        target_size=target_size, target_bpw=target_bpw,
+        target_size=target_size, target_bpw=target_bpw, settings=settings,
     )  # fmt: skip
     warn(made.warnings)
     return forecast(made, origin, None if dst is None else checked_path(dst, "dst"))
@@ -178,11 +183,21 @@ def _plan(src: Place, to: str | None, file: str | PathLike[str] | None, **option
     if to is None and (options["target_size"] is not None or options["target_bpw"] is not None):
         to = "gguf"
     if isinstance(to, str) and to.partition(".")[0] == "hf":
-        given = [name for name, value in options.items() if value and name not in ("lossy", "strict")]
-        if given:
-            listed = ", ".join(given)
+        given = [name for name, value in options.items() if value and name not in ("lossy", "strict", "settings")]
+        if given or options["settings"]:
+            listed = ", ".join((*given, *options["settings"]))
             raise ArgumentError(f"'{to}' is a checkpoint folder of floats: {listed} are options for GGUF files")
         return plan_dense(src, to, strict=options["strict"], types=types)
+    settings = options.pop("settings")
+    if isinstance(to, str) and (found := find_target(to)) is not None:
+        given = [name for name, value in options.items() if value and name not in ("lossy", "strict")]
+        if given or types is not None:
+            listed = ", ".join(given) or "plan"
+            raise ArgumentError(f"'{to}' is a checkpoint folder: {listed} are options for GGUF files")
+        chosen = {**found[1], **checked_settings(found[0], settings)}
+        return plan_checkpoint(src, to, found[0], chosen, lossy=options["lossy"], strict=options["strict"])
+    if settings:
+        raise ArgumentError(f"'{to}' has no setting '{next(iter(settings))}'")
     if to is None:
         raise ArgumentError("a target is missing: to='gguf.q4_k_m', target_size, target_bpw or a plan")
     return make_plan(src, to, types=types, **options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -18,7 +18,7 @@ import numpy as np
 
 from subbyte.arrays import as_bytes
 from subbyte.checkpoint import Checkpoint
-from subbyte.convert.rows import ByteRange, Place, Rows, SourceTensor
+from subbyte.convert.rows import ByteRange, Place, Rows, Selected, SourceTensor
 from subbyte.convert.types import FLOATS, Raw, nbytes
 from subbyte.errors import Error
 from subbyte.formats import checkpoint_format
@@ -30,12 +30,30 @@ from subbyte.planes import Plane, stored
 from subbyte.routes import blocks
 from subbyte.routes.fit import Fit, MisfitError
 
-#: Layers whose planes are kept: units of neighbouring layers are worked on at the same time.
-_KEPT = 2
-
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 T = TypeVar("T")
+
+
+class Kept:
+    """The results of the last few calls: units of neighbouring layers are worked on at the same time."""
+
+    def __init__(self, most: int = 2) -> None:
+        self._most = most
+        self._found: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made once while it is among the last few that were asked for."""
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+            else:
+                while len(self._found) >= self._most:
+                    self._found.popitem(last=False)  # before the next one needs its memory
+                self._found[key] = make()
+            found: T = self._found[key]
+            return found
 
 
 class Layers(Mapping[str, Layer]):
@@ -56,8 +74,7 @@ class Layers(Mapping[str, Layer]):
         self.config = self._mapped.config
         self.tensors = SafetensorsFile(path, mmap=False)
         self._layers = {name: weight.layer for name, weight in self._mapped.items() if weight.layer is not None}
-        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self.kept = Kept()
 
     def __getitem__(self, name: str) -> Layer:
         return self._layers[name]
@@ -85,23 +102,6 @@ class Layers(Mapping[str, Layer]):
     def form(self, name: str) -> Form:
         """The layer's form for work: its planes are read, and kept while neighbours are worked on."""
         return self.kept(("form", name), lambda: self._form(name, _read))
-
-    def kept(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
-        """What ``make`` gives, made once while it is among the last few that were asked for."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            else:
-                self._kept[key] = None  # makes room first
-                while len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
-                try:
-                    self._kept[key] = make()
-                except BaseException:
-                    del self._kept[key]
-                    raise
-            found: T = self._kept[key]
-            return found
 
     def _form(self, name: str, read: Callable[[SafetensorsFile, str], Plane]) -> Form:
         layer = self._layers[name]
@@ -185,8 +185,6 @@ class LayerRows(Rows):
     def as_type(self, type: str) -> LayerRows | None:
         if type in FLOATS:
             return replace(self, type=type, fit=None)
-        if self.layers[self.name].transposed:
-            return None
         try:
             return replace(self, type=type, fit=blocks.fit(self.layers.look(self.name), type))
         except MisfitError:
@@ -209,12 +207,14 @@ class LayerRows(Rows):
         return [1.0 if multiplier is None else float(multiplier)]
 
 
-def layer_rows(layers: Layers, name: str) -> LayerRows:
+def layer_rows(layers: Layers, name: str) -> Rows:
     """The rows of a layer in the type that holds its codes, F32 where none does."""
     layer = layers[name]
-    floats = LayerRows(layers, name, layer.shape, "F32")
     if layer.transposed:
-        return floats
+        *leading, rows, columns = layer.shape
+        stored = LayerRows(layers, name, (*leading, columns, rows), "F32")
+        return Selected(stored, (prod(leading), columns, rows), (slice(None), slice(None)), swapped=True)
+    floats = LayerRows(layers, name, layer.shape, "F32")
     for type in _candidates(layers.look(name)):
         found = floats.as_type(type)
         if found is not None and found.fit is not None and found.fit.kind != "rounded":

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from subbyte.convert.hugging import restore
+from subbyte.convert.layers import Layers, layer_rows
 from subbyte.convert.recipe import Recipe
-from subbyte.convert.rows import Decoded, Mxfp4, Selected
 from subbyte.convert.source import Source, is_checkpoint, is_gguf, stored_tensor
 from subbyte.convert.types import FLOATS, parse_type
 from subbyte.errors import ArgumentError, Error, FormatError, UnsupportedError
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, RemotePath
-from subbyte.io.safetensors import SafetensorsFile
 from subbyte.jsonfile import read_object
 from subbyte.planning.folder import json_file, plan_folder
 from subbyte.planning.mix import Model
@@ -30,7 +29,7 @@ from subbyte.sidefiles.copied import copied_files, with_side_files
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-_Found = tuple[Source, str, dict[str, Any], list[SmallFile]]
+FolderSource = tuple[Source, str, dict[str, Any], list[SmallFile]]
 """The model, its own float type, config.json, and further small files."""
 
 
@@ -53,31 +52,22 @@ def plan_dense(src: Place, to: str, *, strict: bool = False, types: Mapping[str,
     _, _, name = to.partition(".")
     if to != "hf" and name.upper() not in FLOATS:
         raise ArgumentError(f"unknown target '{to}': expected hf.bf16, hf.f16, hf.f32 or hf")
-    if is_checkpoint(src):
-        source, own, config, small = _of_checkpoint(src)
-    elif is_gguf(src):
-        source, own, config, small = _of_gguf(src)
-    else:
-        raise UnsupportedError(
-            "expected a GGUF file, a checkpoint folder, or a .safetensors file with its config.json", file=src
-        )
+    source, own, config, small = folder_source(src)
     if strict and source.warnings:
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     target = name.upper() or own
     config["dtype" if "dtype" in config else "torch_dtype"] = _DTYPES[target]
-    chosen = {recipe.name: _dense_type(recipe, target) for recipe in source.recipes}
+    chosen = {recipe.name: dense_type(recipe, target) for recipe in source.recipes}
     if types is not None:
         chosen = _given(chosen, types)
-    tensors = [
-        TensorPlan(recipe, chosen[recipe.name], recipe.shape, recipe.kind(chosen[recipe.name]))
-        for recipe in source.recipes
-    ]
+    held = [recipe.held_as(chosen[recipe.name]) for recipe in source.recipes]
+    tensors = [TensorPlan(recipe, chosen[recipe.name], recipe.shape, kind) for recipe, kind in held]
     return plan_folder(source, f"hf.{target.lower()}", tensors, [json_file("config.json", config), *small], {"to": to})
 
 
-def _dense_type(recipe: Recipe, target: str) -> str:
-    """Floats get the target's type, integers and the like keep theirs."""
-    return target if recipe.type in (*FLOATS, "F64") else recipe.type
+def dense_type(recipe: Recipe, target: str) -> str:
+    """Floats and quantized layers get the target's type, integers and the like keep theirs."""
+    return target if recipe.content.layered or recipe.type in (*FLOATS, "F64") else recipe.type
 
 
 def _given(chosen: Mapping[str, str], types: Mapping[str, str]) -> dict[str, str]:
@@ -89,6 +79,21 @@ def _given(chosen: Mapping[str, str], types: Mapping[str, str]) -> dict[str, str
         if given.upper() != chosen[name] and (chosen[name] not in FLOATS or parse_type(given) not in FLOATS):
             raise ArgumentError(f"'{given}': a checkpoint of floats has f32, f16 or bf16 here", tensor=name)
     return {name: types[name].upper() for name in chosen}
+
+
+def folder_source(src: Place) -> FolderSource:
+    """A model as a checkpoint folder has it, whatever it is stored in.
+
+    Raises:
+        As :func:`plan_dense`.
+    """
+    if is_checkpoint(src):
+        return _of_checkpoint(src)
+    if is_gguf(src):
+        return _of_gguf(src)
+    raise UnsupportedError(
+        "expected a GGUF file, a checkpoint folder, or a .safetensors file with its config.json", file=src
+    )
 
 
 def _own_type(stored: Iterable[tuple[str, tuple[int, ...]]]) -> str:
@@ -106,10 +111,10 @@ def dense_source(src: Place) -> Source:
     Raises:
         As :func:`plan_dense`.
     """
-    return (_of_gguf(src) if is_gguf(src) else _of_checkpoint(src))[0]
+    return folder_source(src)[0]
 
 
-def _of_gguf(src: Place) -> _Found:
+def _of_gguf(src: Place) -> FolderSource:
     file = GgufFile(src, mmap=False)
     restored = restore(file)
     recipes = list(restored.recipes)
@@ -125,18 +130,19 @@ def _of_gguf(src: Place) -> _Found:
     return source, own, dict(restored.config), small + ([SmallFile("README.md", card.encode())] if card else [])
 
 
-def _of_checkpoint(src: Place) -> _Found:
+def _of_checkpoint(src: Place) -> FolderSource:
     with with_side_files(src) as folder:
         path = folder / "config.json"
         config = read_object(path) if path.is_file() else None
         if config is None:
             raise FormatError("no config.json: not a Hugging Face checkpoint", file=folder)
         small, not_copied, files = copied_files(src, folder)
-    method = (config.pop("quantization_config", None) or {}).get("quant_method")
-    if method not in (None, "mxfp4"):
-        raise UnsupportedError(f"a checkpoint quantized with {method!r} cannot be converted (yet)", file=src)
-    tensors = SafetensorsFile(src, mmap=False)
-    source = Source(src, "safetensors", _recipes(tensors), {}, Model("", 0), not_copied=not_copied)
+    layers = Layers(src)
+    for key in ("quantization_config", "quantization"):
+        config.pop(key, None)
+    tensors = layers.tensors
+    source = Source(src, "safetensors", _recipes(layers), {}, Model("", 0), not_copied=not_copied)
+    source.warnings += layers.notes
     if isinstance(src, RemotePath):
         source.remote = src.versions
     else:
@@ -144,23 +150,14 @@ def _of_checkpoint(src: Place) -> _Found:
     return source, _own_type((tensor.dtype, tensor.shape) for tensor in tensors.values()), config, small
 
 
-def _recipes(tensors: SafetensorsFile) -> list[Recipe]:
-    """The tensors as they are; experts in MXFP4 as the dense matrices [experts, in, out] that they stand for."""
+def _recipes(layers: Layers) -> list[Recipe]:
+    """The tensors as they are; quantized layers as the dense weights that they stand for."""
     recipes = []
-    for name, tensor in tensors.items():
-        base = name.removesuffix("_blocks").removesuffix("_scales")
-        if base != name and f"{base}_blocks" in tensors and f"{base}_scales" in tensors:
-            if name.endswith("_scales"):
-                continue
-            codes, scales = (stored_tensor(tensors, f"{base}{part}", "I8") for part in ("_blocks", "_scales"))
-            try:
-                rows = Decoded(Mxfp4(codes, scales))
-                experts, height, width = rows.shape
-            except (FormatError, ValueError) as error:
-                raise FormatError(f"not a stack of MXFP4 matrices: {error}", tensor=name) from None
-            swapped = Selected(rows, (experts, height, width), (slice(None), slice(None)), swapped=True)
-            recipes.append(Recipe(base, swapped.shape, swapped))
-        else:
-            stored = stored_tensor(tensors, name, tensor.dtype)
-            recipes.append(Recipe(name, stored.shape, stored))
+    for name in dict.fromkeys(layers.planes.get(name, name) for name in layers.tensors):
+        rows = (
+            layer_rows(layers, name)
+            if name in layers
+            else stored_tensor(layers.tensors, name, layers.tensors[name].dtype)
+        )
+        recipes.append(Recipe(name, rows.shape, rows))
     return recipes

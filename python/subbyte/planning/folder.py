@@ -25,6 +25,7 @@ def plan_folder(
     tensors: Sequence[TensorPlan],
     small: Iterable[SmallFile],
     options: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan of a checkpoint folder.
 
@@ -34,6 +35,7 @@ def plan_folder(
         tensors: what the shards hold, in order.
         small: files beside them; of two with one name the first counts.
         options: what the user asked for, as JSON data.
+        metadata: strings for the header of every file of tensors; ``{"format": "pt"}`` if not given.
 
     Raises:
         FormatError: there are no tensors, or two of one name.
@@ -44,11 +46,12 @@ def plan_folder(
     if len(names) < len(tensors):
         raise FormatError("two tensors of one name are planned", file=source.path)
     shards = _shards(tensors)
+    strings = list((metadata or {"format": "pt"}).items())
     files = []
     for number, part in enumerate(shards, start=1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         entries = [(tensor.name, tensor.type, list(tensor.shape)) for tensor in part]
-        files.append(TensorFile(name, tuple(part), _native.safetensors_plan(entries, [("format", "pt")])))
+        files.append(TensorFile(name, tuple(part), _native.safetensors_plan(entries, strings)))
     beside = {file.name: file for file in reversed(list(small))}
     if len(files) > 1:
         index = {

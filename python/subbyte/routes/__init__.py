@@ -1,1 +1,77 @@
-"""Routes between formats: the best class a conversion can have, decided by the actual values."""
+"""Routes between formats: the best class a conversion can have, decided by the actual values.
+
+A target is a format id, perhaps with a variant: ``gptq``, ``gptq.v2``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from subbyte.errors import ArgumentError
+from subbyte.routes.fit import Target
+from subbyte.routes.integer import Awq, Gptq, Mlx
+
+_TARGETS: Mapping[str, Target] = {target.id: target for target in (Gptq(), Awq(), Mlx())}
+
+#: Settings that a variant stands for.
+_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "gptq.v1": {"version": "gptq"},
+    "gptq.v2": {"version": "gptq_v2"},
+    "awq.gemm": {"version": "gemm"},
+    "awq.gemv": {"version": "gemv"},
+    "awq.gemv_fast": {"version": "gemv_fast"},
+}
+
+
+def target_ids() -> list[str]:
+    """The targets that are checkpoint formats, with their variants."""
+    return sorted({*_TARGETS, *_VARIANTS})
+
+
+def find_target(to: str) -> tuple[Target, dict[str, Any]] | None:
+    """The target called ``to``, and the settings that its variant stands for; None where there is none."""
+    id = to if to in _TARGETS else to.partition(".")[0]
+    if id not in _TARGETS or (to != id and to not in _VARIANTS):
+        return None
+    return _TARGETS[id], dict(_VARIANTS.get(to, {}))
+
+
+def checked_settings(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a target as the caller gave them, texts as the command line has them turned into values.
+
+    Raises:
+        ArgumentError: the target has no such setting, or it cannot have that value.
+    """
+    found = {}
+    for key, value in given.items():
+        option = target.options.get(key)
+        if option is None:
+            known = ", ".join(sorted(target.options)) or "none"
+            raise ArgumentError(f"'{target.id}' has no setting '{key}': it has {known}")
+        found[key] = _parsed(key, value, option.choices, option.default)
+    return found
+
+
+def _parsed(key: str, value: Any, choices: tuple[Any, ...], default: Any) -> Any:
+    candidates = [value]
+    if isinstance(value, str):
+        if value.lower() in ("true", "false"):
+            candidates.append(value.lower() == "true")
+        with contextlib.suppress(ValueError):
+            candidates.append(int(value))
+    if choices:
+        for candidate in candidates:
+            for choice in choices:
+                if candidate == choice and isinstance(candidate, bool) == isinstance(choice, bool):
+                    return choice
+        raise ArgumentError(f"setting '{key}' is {value!r}: expected one of {', '.join(map(str, choices))}")
+    whole = [c for c in candidates if isinstance(c, int) and not isinstance(c, bool)]
+    if key == "group_size" or isinstance(default, int):
+        if not whole or not (whole[0] == -1 or 0 < whole[0] < 1 << 31):
+            raise ArgumentError(f"setting '{key}' is {value!r}: expected a positive integer, or -1")
+        return whole[0]
+    if not isinstance(value, str):
+        raise ArgumentError(f"setting '{key}' is {value!r}: expected a string")
+    return value

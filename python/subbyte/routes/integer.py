@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from subbyte.forms import Affine, Biased, Form
+import numpy as np
+
+from subbyte.forms import Affine, Biased, Form, Microscaled
 from subbyte.planes import FLOATS
 from subbyte.routes import adapt
 from subbyte.routes.fit import Fit, MisfitError, Option, Settings, Target, value
@@ -139,6 +142,8 @@ class Mlx(Target):
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
+        if isinstance(form, Microscaled):
+            return self._small_floats(form)
         if isinstance(form, Biased) and not options and form.group_size in (32, 64, 128) and not form.signed:
             return self._with(Fit(form))
         step, found = _prepared(form, options, self)
@@ -158,6 +163,30 @@ class Mlx(Target):
         fits = [adapt.biased(found, kind) for kind in kinds]
         last = next((fit for fit in fits if fit.kind == "exact"), fits[-1])
         return self._with(step.then(last.form, last.kind, last.bound, last.why))
+
+    def _small_floats(self, form: Microscaled) -> Fit:
+        """The modes ``mxfp4``, ``mxfp8`` and ``nvfp4``."""
+        kinds = {
+            ("E2M1", "F8_E8M0", 32): "mxfp4",
+            ("F8_E4M3", "F8_E8M0", 32): "mxfp8",
+            ("E2M1", "F8_E4M3", 16): "nvfp4",
+        }
+        mode = kinds.get((form.element, form.scale_kind, form.block))
+        if mode is None or form.columns % form.block:
+            raise MisfitError(f"MLX has no mode for {form.element} in blocks of {form.block} with {form.scale_kind}")
+        quantization = {"group_size": form.block, "bits": form.codes.bits, "mode": mode}
+        if form.multiplier is None and form.divisor is None:
+            return Fit(form).with_params(quantization=quantization)
+        # MLX stores the largest magnitude of the tensor; a block's scale is multiplied by it over 2688.
+        scale = np.float64(form.multiplier) if form.multiplier is not None else 1 / np.float64(form.divisor)
+        largest = np.float32(scale * 2688)
+        multiplier = largest / np.float32(2688)
+        found = replace(form, multiplier=multiplier, divisor=None)
+        if np.float64(multiplier) == scale:
+            return Fit(found).with_params(quantization=quantization)
+        bound = float(abs(multiplier / scale - 1))
+        why = "the scale of the tensor rounds"
+        return Fit(found, "rounded", bound=bound, why=why).with_params(quantization=quantization)
 
     def _with(self, step: Fit) -> Fit:
         form = step.form

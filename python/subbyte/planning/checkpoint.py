@@ -1,0 +1,143 @@
+"""Plans of quantized checkpoint folders: ``gptq``, ``awq``, ``compressed-tensors``, ``mlx`` …
+
+Quantized layers of the source move to the target by the best route there is; a source of floats is quantized, as far
+as a layer is a matrix inside a block of the model. Everything else stays as the source has it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from subbyte.convert.layers import Kept
+from subbyte.convert.recipe import Recipe
+from subbyte.convert.source import Source
+from subbyte.convert.targets import PlaneRows, TargetLayer, form_of, shapes
+from subbyte.convert.types import FLOATS, quantized
+from subbyte.errors import ArgumentError, Error
+from subbyte.io.remote import Place
+from subbyte.planes import Plane
+from subbyte.planning.dense import dense_type, folder_source
+from subbyte.planning.folder import json_file, plan_folder
+from subbyte.planning.output import Plan, SmallFile, TensorPlan
+from subbyte.routes.fit import Fit, MisfitError, Target
+
+_NOT_QUANTIZED = re.compile(
+    r"(^|\.)(embed\w*|wte|wpe|lm_head|output|\w*norm\w*|router|gate|shared_expert_gate|position\w*|pooler|classifier"
+    r"|vision\w*|visual|audio\w*|multi_modal_projector)(\.|$)"
+)
+"""Modules that stay floats by default: embeddings and heads, norms, routers, and everything but the language model."""
+
+
+def plan_checkpoint(
+    src: Place,
+    to: str,
+    target: Target,
+    options: Mapping[str, Any],
+    *,
+    lossy: bool = False,
+    strict: bool = False,
+) -> Plan:
+    """Plan the checkpoint folder of format ``target`` that ``src`` becomes.
+
+    Args:
+        src: GGUF file, checkpoint folder, or safetensors file.
+        to: what the user called the target.
+        target: the format.
+        options: its settings.
+        lossy: allow layers that are quantized already to be quantized again.
+        strict: refuse where there are warnings.
+
+    Raises:
+        ArgumentError: layers would have to be quantized again, and ``lossy`` is not set.
+        UnsupportedError: a source that cannot be converted (yet).
+        FormatError: the files are damaged or contradict each other.
+        Error: with ``strict``, there are warnings.
+    """
+    source, own, config, small = folder_source(src)
+    if strict and source.warnings:
+        raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
+    planned = _Planned(target, options, source)
+    tensors = [tensor for recipe in source.recipes for tensor in planned.tensors_of(recipe, own)]
+    if planned.again and not lossy:
+        listed = "; ".join(f"'{name}': {why}" for name, why in planned.again[:3])
+        raise ArgumentError(
+            f"{len(planned.again)} layers are quantized already and would lose precision a second time as '{to}' "
+            f"({listed}{'; …' if len(planned.again) > 3 else ''}); convert the original, or allow it with lossy",
+            file=src,
+        )
+    if not planned.layers:
+        source.warnings.append(f"no tensor can be stored as '{target.id}': all stay floats")
+    found = target.config(planned.layers, planned.dense) if planned.layers else None
+    files: list[SmallFile] = []
+    if found is not None:
+        config |= found.config
+        files = [json_file(name, value) for name, value in found.files.items()]
+    files = [json_file("config.json", config), *files, *small]
+    metadata = {} if found is None else found.metadata
+    return plan_folder(source, to, tensors, files, {"to": to, **options}, metadata=metadata)
+
+
+class _Planned:
+    """What becomes of the tensors of a source, one after the other."""
+
+    def __init__(self, target: Target, options: Mapping[str, Any], source: Source) -> None:
+        self.target, self.options = target, options
+        self.kept = Kept()
+        self.layers: dict[str, Mapping[str, Any]] = {}
+        self.dense: list[str] = []
+        self.again: list[tuple[str, str]] = []
+        self.from_floats = not any(recipe.content.layered or quantized(recipe.type) for recipe in source.recipes)
+
+    def tensors_of(self, recipe: Recipe, own: str) -> list[TensorPlan]:
+        """The tensors that one tensor of the source becomes."""
+        form = form_of(recipe, look=True)
+        fit: Fit | None = None
+        if form is not None:
+            try:
+                fit = self.target.fit(form, self.options)
+            except MisfitError as error:
+                self.again.append((recipe.name, error.message))
+        elif recipe.content.layered or quantized(recipe.type):
+            self.again.append((recipe.name, f"{recipe.type} has no exact route"))
+        elif not (self.from_floats and _is_matrix(recipe)):
+            return self._dense(recipe, own)
+        if fit is not None:
+            params, kind, scale = fit.params, fit.kind, _scale_kind(fit)
+        else:
+            params = self.target.params(self.options, recipe.shape if form is None else form.shape)
+            kind = "quantized" if self.from_floats else "requantized"
+            scale = recipe.type if recipe.type in FLOATS and not recipe.content.layered else own
+        layer = TargetLayer(self.target, recipe, params, self.options, fit is not None, self.kept)
+        self.layers[recipe.name] = params
+        found = shapes(self.target, params, recipe.shape if form is None else form.shape, scale)
+        planned = []
+        for plane, (type, shape) in found.items():
+            rows = PlaneRows(layer, plane, type, shape)
+            name = self.target.tensor(recipe.name, plane)
+            planned.append(TensorPlan(Recipe(name, shape, rows), type, shape, kind))
+        return planned
+
+    def _dense(self, recipe: Recipe, own: str) -> list[TensorPlan]:
+        if len(recipe.shape) > 1:
+            self.dense.append(recipe.name)
+        held, kind = recipe.held_as(dense_type(recipe, recipe.type if recipe.type in FLOATS else own))
+        return [TensorPlan(held, held.type if kind == "exact" else own, recipe.shape, kind)]
+
+
+def _is_matrix(recipe: Recipe) -> bool:
+    """Whether a tensor of floats is a layer that is quantized by default."""
+    module = recipe.name.removesuffix(".weight")
+    return (
+        module != recipe.name
+        and recipe.type in FLOATS
+        and len(recipe.shape) == 2
+        and re.search(r"\.\d+\.", recipe.name) is not None
+        and _NOT_QUANTIZED.search(module) is None
+    )
+
+
+def _scale_kind(fit: Fit) -> str:
+    scales = getattr(fit.form, "scales", None)
+    return scales.kind if isinstance(scales, Plane) and scales.kind in FLOATS else "BF16"
