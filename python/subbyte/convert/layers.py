@@ -196,6 +196,10 @@ class LayerRows(Rows):
         return Place(stand_in, row, column)
 
     @property
+    def stored(self) -> str:
+        return (self.layers.format or "").upper()
+
+    @property
     def fits(self) -> list[Fit]:
         return [] if self.fit is None else [self.fit]
 

@@ -85,6 +85,11 @@ class Rows(ABC):
         return False
 
     @property
+    def stored(self) -> str:
+        """What the source stores: a type, or of a quantized layer the format in upper case."""
+        return self.type
+
+    @property
     def fits(self) -> list[Fit]:
         """How well the type holds each quantized layer that the rows are made of."""
         return []
@@ -145,6 +150,10 @@ class _View(Rows):
     @property
     def layered(self) -> bool:
         return self.source.layered
+
+    @property
+    def stored(self) -> str:
+        return self.source.stored
 
     @property
     def fits(self) -> list[Fit]:
@@ -323,6 +332,10 @@ class Stacked(Rows):
     @property
     def layered(self) -> bool:
         return any(part.layered for part in self.parts)
+
+    @property
+    def stored(self) -> str:
+        return self.parts[0].stored
 
     @property
     def fits(self) -> list[Fit]:

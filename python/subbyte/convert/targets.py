@@ -137,6 +137,10 @@ class PlaneRows(Rows):
         rows = np.ascontiguousarray(found.data).reshape(self.rows, -1)[start:stop]
         return as_bytes(np.ascontiguousarray(rows)).reshape(stop - start, self.row_bytes)
 
+    @property
+    def stored(self) -> str:
+        return self.layer.recipe.content.stored
+
     def place(self, row: int, column: int) -> Place:
         size = nbytes("F32", self.layer.recipe.shape)
         name, shape = self.layer.recipe.name, self.layer.recipe.shape

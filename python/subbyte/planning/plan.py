@@ -133,7 +133,7 @@ def make_plan(
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     again = [tensor for tensor in tensors if tensor.kind == "requantized"]
     if again and not lossy:
-        listed = ", ".join(f"'{tensor.name}' {tensor.recipe.type} to {tensor.type}" for tensor in again[:5])
+        listed = ", ".join(f"'{tensor.name}' {tensor.recipe.content.stored} to {tensor.type}" for tensor in again[:5])
         raise ArgumentError(
             f"{len(again)} tensors are quantized already and would lose precision a second time ({listed}"
             f"{', …' if len(again) > 5 else ''}); convert the original, or allow it with lossy",
