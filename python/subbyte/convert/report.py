@@ -48,8 +48,8 @@ class Row:
         """The row of a planned tensor."""
         recipe = tensor.recipe
         bits = 8 * tensor.nbytes / recipe.elements if recipe.elements else 0.0
-        return cls(tensor.name, tensor.shape, recipe.content.stored, tensor.type, recipe.source_nbytes, tensor.nbytes, bits,
-                   tensor.kind, seconds, sha256, unit_rows)  # fmt: skip
+        return cls(tensor.name, tensor.shape, recipe.content.stored, tensor.type, recipe.source_nbytes, tensor.nbytes,
+                   bits, tensor.kind, seconds, sha256, unit_rows)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
