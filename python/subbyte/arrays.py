@@ -41,7 +41,7 @@ class Floats:
     def to_float32(self) -> Array:
         """The values as C-contiguous ``float32``, exactly."""
         if self.dtype == "bfloat16":
-            return (self.data.astype(np.uint32) << 16).view(np.float32)
+            return (self.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
         return self.data.astype(np.float32, copy=False)
 
 

@@ -49,7 +49,7 @@ class Plane(NamedTuple):
     def float32(self) -> NDArray[np.float32]:
         """The values of a float plane, exactly (those of F64 are rounded)."""
         if self.kind == "BF16":
-            return (self.data.astype(np.uint32) << 16).view(np.float32)
+            return (self.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
         if self.kind.startswith("F8_"):
             return float8_values(self.kind)[self.data]
         return self.data.astype(np.float32)
