@@ -230,7 +230,8 @@ def result(values: NDArray[np.float32], dtype: Any) -> Array:
     name = arrays.dtype_name(dtype)
     if name in ("bfloat16", "float16"):
         return float_plane(values, _KINDS[name]).array()
-    return np.ascontiguousarray(values, np.dtype(name))
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes quiet
+        return np.ascontiguousarray(values, np.dtype(name))
 
 
 def dtype_kind(dtype: Any) -> str:

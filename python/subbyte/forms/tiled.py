@@ -27,14 +27,13 @@ class Tiling:
     """
 
     def __init__(self, stored: str, rows: str, columns: str) -> None:
-        self._axes = [axis.lstrip("~").partition("=")[0] for axis in stored.split()]
-        self._sizes = {name: int(size) for name, _, size in (a.lstrip("~").partition("=") for a in stored.split())
-                       if size}  # fmt: skip
+        axes = [axis.lstrip("~").partition("=") for axis in stored.split()]
+        self._axes = [name for name, _, _ in axes]
+        self._sizes = {name: int(size) for name, _, size in axes if size}
         self._backwards = tuple(at for at, axis in enumerate(stored.split()) if axis.startswith("~"))
-        order = ["R", *rows.split(), "C", *columns.split()]
-        self._order = [self._axes.index(name) for name in order]
-        self._inverse = [order.index(name) for name in self._axes]
-        self._natural = order
+        self._natural = ["R", *rows.split(), "C", *columns.split()]
+        self._order = [self._axes.index(name) for name in self._natural]
+        self._inverse = [self._natural.index(name) for name in self._axes]
         self.height = prod(self._sizes[name] for name in rows.split())
         self.width = prod(self._sizes[name] for name in columns.split())
 

@@ -67,7 +67,7 @@ class Qqq(Format):
             raise FormatError(f"plane 'B' has shape {list(words.shape)}: {e.message}") from e
         if not grouped:
             setting_group_size(config, columns, 1)
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 scales = channel * np.float32(16)
             if not np.isfinite(scales).all():
                 raise FormatError("plane 's_channel' holds a scale that is not finite when multiplied by 16")

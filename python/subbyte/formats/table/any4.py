@@ -82,7 +82,7 @@ class Any4(Format):
         codes = _codes(stored.data, bits)
         scales, zeros = (Plane(np.ascontiguousarray(both.data[..., at].T), both.kind) for at in range(2))
         scale_only = setting_bool(config, "scale_only", False)
-        if scale_only and zeros.float32().any():
+        if scale_only and np.count_nonzero(zeros.float32()):
             raise FormatError("plane 'scales_and_zeros' has zeros other than 0, but 'scale_only' is true")
         centre = 0 if module or scale_only else 1 << (bits - 1)
         return RowTable((rows, columns), codes, tables, scales, None if scale_only else zeros, group_size, centre)
