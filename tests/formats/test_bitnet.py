@@ -179,11 +179,14 @@ def test_checkpoint(tmp_path):
     tensors = {
         "a.weight": packed, "a.weight_scale": np.ones(1, np.float32), "norm.weight": np.ones(4, np.float32)
     }  # fmt: skip
-    with subbyte.open(folder(tmp_path, {"quantization_mode": "online"}, tensors)) as found:
+    with subbyte.open(
+        folder(tmp_path, {"quantization_mode": "online", "modules_to_not_convert": ["a", "b"]}, tensors)
+    ) as found:
         assert found["a.weight"].shape == (8, 3)
         np.testing.assert_array_equal(found["a.weight"].decode()[:, 0], [0, 0, -1, -1, 1, 1, 0, 0])
         assert found["norm.weight"].layer is None
         assert "online" in found.notes[0]
+        assert found.notes[1:] == ["'a' is listed as not converted, but a.weight is quantized"]
 
 
 @pytest.mark.parametrize(

@@ -107,3 +107,11 @@ def test_contradictions_are_refused(tmp_path, settings, config, message):
     tensors = {f"m.up_proj.{name}": plane for name, plane in planes.items()}
     with pytest.raises(subbyte.FormatError, match=message):
         subbyte.open(folder(tmp_path, settings, tensors, **config))
+
+
+def test_costly_patterns_are_refused(tmp_path):
+    planes, _ = layer(4, 30, 4)
+    tensors = {f"m.up_proj.{name}": plane for name, plane in planes.items()}
+    for pattern in ("(a+)+$", ".*" * 30 + "x"):
+        with pytest.raises(subbyte.LimitError):
+            subbyte.open(folder(tmp_path, {"module_quant_configs": {pattern: 2}}, tensors))

@@ -79,6 +79,17 @@ class Folder:
                 )
         return {module: planes for module, planes in found.items() if all(plane in planes for plane in wanted)}
 
+    def note_exceptions(self, layers: Sequence[Layer]) -> None:
+        """Notes the modules that ``modules_to_not_convert`` lists although they are among the quantized ``layers``.
+
+        Raises:
+            FormatError: the setting is no list of names.
+        """
+        for name in setting_names(self.settings, "modules_to_not_convert"):
+            of_name = next((layer for layer in layers if name and f".{name}." in f".{layer.name}"), None)
+            if of_name is not None:
+                self.notes.append(f"'{name}' is listed as not converted, but {of_name.name} is quantized")
+
 
 class Format(ABC):
     """A checkpoint format.

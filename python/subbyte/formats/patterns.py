@@ -13,17 +13,18 @@ _MAX_LENGTH = 10_000
 _MAX_STEPS = 10_000_000
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether the pattern matches the beginning of ``name``.
+def matches(pattern: str, name: str, *, anywhere: bool = False) -> bool:
+    """Whether the pattern matches the beginning of ``name``, or any part of it.
 
     Raises:
         FormatError: it is no regular expression.
         LimitError: matching could take too long.
     """
     compiled, repetitions = _compiled(pattern)
-    if comb(len(name) + repetitions, repetitions) > _MAX_STEPS:
+    starts = len(name) + 1 if anywhere else 1
+    if comb(len(name) + repetitions, repetitions) * starts > _MAX_STEPS:
         raise LimitError(f"the pattern {pattern!r:.80} of the settings is too costly for a name like {name!r:.80}")
-    return compiled.match(name) is not None
+    return (compiled.search(name) if anywhere else compiled.match(name)) is not None
 
 
 @lru_cache(maxsize=1024)

@@ -250,18 +250,8 @@ class Awq(Format):
                 "marlin": (columns // 2, rows * 16),
             }[version]
             found.append(Layer(f"{module}.weight", shape, tensors, {"quantization_config": config}))
-        _note(folder, [layer.name for layer in found])
+        folder.note_exceptions(found)
         return found
-
-
-def _note(folder: Folder, quantized: Sequence[str]) -> None:
-    excepted = folder.settings.get("modules_to_not_convert") or ()
-    if not isinstance(excepted, Sequence) or not all(isinstance(name, str) for name in excepted):
-        raise FormatError(f"setting 'modules_to_not_convert' is {excepted!r:.60}: expected names of modules")
-    for name in excepted:
-        of_name = [layer for layer in quantized if name and f".{name}." in f".{layer}"]
-        if of_name:
-            folder.notes.append(f"'{name}' is listed as not converted, but {of_name[0]} is quantized")
 
 
 def _settings(params: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

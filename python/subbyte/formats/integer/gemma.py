@@ -26,7 +26,6 @@ row of zeros has scale 0. With ``quantize_embeddings`` the planes of an embeddin
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +44,7 @@ from subbyte.formats.base import (
     setting_int,
     setting_shape,
 )
+from subbyte.formats.patterns import matches
 from subbyte.forms import Affine, ByteCodes, ByteRowCodes, Codes, Form
 from subbyte.io.safetensors import SafetensorsTensor
 from subbyte.planes import Plane
@@ -141,11 +141,7 @@ def _module_settings(config: Mapping[str, Any], module: str) -> Mapping[str, Any
     if not isinstance(patterns, Mapping):
         raise FormatError(f"module_quant_configs is {patterns!r:.60}: expected a JSON object")
     for pattern, own in patterns.items():
-        try:
-            matches = re.search(pattern, module)
-        except re.error as e:
-            raise FormatError(f"module_quant_configs: '{pattern:.60}' is no regular expression: {e}") from e
-        if matches:
+        if matches(pattern, module, anywhere=True):
             own = {"num_bits": own} if isinstance(own, int) else own
             if not isinstance(own, Mapping):
                 raise FormatError(f"module_quant_configs['{pattern:.60}'] is {own!r:.60}: expected a JSON object")
@@ -163,7 +159,7 @@ def _columns(folder: Folder, module: str, stored: SafetensorsTensor, bits: int) 
     config = folder.config.get("text_config", folder.config)
     last = module.rpartition(".")[2]
     key = {"down_proj": "intermediate_size"}.get(last, "hidden_size" if last in _OF_HIDDEN else "")
-    said = config.get(key) if isinstance(config, Mapping) and not re.search("vision|audio|per_layer", module) else None
+    said = config.get(key) if isinstance(config, Mapping) and not any(part in module for part in _OTHER_SIZES) else None
     if isinstance(said, bool) or not isinstance(said, int):
         return room
     if -(-said * bits // 8) != stored.shape[1]:
@@ -176,6 +172,9 @@ def _columns(folder: Folder, module: str, stored: SafetensorsTensor, bits: int) 
 
 _OF_HIDDEN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
 """Modules whose input is the hidden state."""
+
+_OTHER_SIZES = ("vision", "audio", "per_layer")
+"""Parts of names of modules that have sizes of their own."""
 
 
 FORMATS = {"gemma": Gemma()}

@@ -135,6 +135,7 @@ class MatQuant(Format):
                     tensor=qweight.name,
                 )
             found.append(Layer(f"{module}.weight", tuple(qweight.shape), tensors, params))
+        folder.note_exceptions(found)
         return found
 
 

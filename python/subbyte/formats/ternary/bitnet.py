@@ -106,6 +106,7 @@ class BitNet(Format):
                 raise FormatError("holds packed trits, but there is no weight_scale beside it", tensor=weight.name)
             slab, columns = weight.shape
             found.append(Layer(f"{module}.weight", (4 * slab, columns), tensors, params))
+        folder.note_exceptions(found)
         return found
 
 
