@@ -75,3 +75,24 @@ def row_range(rows: Any) -> slice:
     except (TypeError, ValueError) as e:
         raise ArgumentError(f"rows is {rows}: {e}") from None
     return rows
+
+
+def flag(value: Any, what: str) -> bool:
+    """A truth value.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{what}: expected True or False, found {value!r:.80}")
+    return value
+
+
+def callback(value: Any, what: str) -> None:
+    """Something that can be called, or nothing.
+
+    Raises:
+        ArgumentError: it is neither.
+    """
+    if value is not None and not callable(value):
+        raise ArgumentError(f"{what}: expected something that can be called, found {value!r:.80}")

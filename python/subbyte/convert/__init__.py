@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
-from subbyte import environment
+from subbyte import arguments, environment
 from subbyte.convert.journal import Journal, identify
-from subbyte.convert.manifest import find_manifest
+from subbyte.convert.manifest import Manifest, find_manifest, pending_path
 from subbyte.convert.output import check_replaceable, check_target
 from subbyte.convert.report import Report, Row
-from subbyte.convert.run import Cancel, Progress, make_folder, run
+from subbyte.convert.run import Cancel, Progress, made_folder, run
 from subbyte.convert.verification import Comparison, Verification, verify
 from subbyte.errors import ArgumentError, warn
 from subbyte.io.remote import Place, place
@@ -115,21 +116,26 @@ def convert(
         IoError: reading or writing failed.
     """
     environment.check()
+    for value, what in ((overwrite, "overwrite"), (fresh, "fresh"), (wait, "wait")):
+        arguments.flag(value, what)
+    for call, what in ((progress, "progress"), (cancel, "cancel")):
+        arguments.callback(call, what)
     origin, target = place(src, "src"), checked_path(dst, "dst")
     made_plan = _plan(
         origin, to, plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
         target_size=target_size, target_bpw=target_bpw, settings=settings,
     )  # fmt: skip
-    check_target(made_plan, target)
+    check_target(made_plan, target, _files(plan))
     warn(made_plan.warnings)
     for tensor in made_plan.tensors:
         logger.debug("%s: '%s' %s to %s, %s", target, tensor.name, tensor.recipe.type, tensor.type, tensor.kind)
-    make_folder(target)
-    with Journal.open(target, wait=wait) as journal:
+    with made_folder(target), Journal.open(target, wait=wait) as journal:
         made = find_manifest(target)
-        same = made is not None and made.describes(target) and made.identity == identify(made_plan)
+        same = made is not None and made.identity == identify(made_plan) and _intact(made, target)
         if made is not None and same and not fresh:
+            if pending_path(target).exists() or not made.describes(target):
+                made.refreshed(target).settle(target)
             journal.remove()
             return Report.from_json(made.report, src=origin, dst=target, unchanged=True)
         check_replaceable(target, allowed=overwrite or same)
@@ -167,12 +173,26 @@ def plan(
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
         target_size=target_size, target_bpw=target_bpw, settings=settings,
     )  # fmt: skip
+    target = None if dst is None else checked_path(dst, "dst")
+    if target is not None:
+        check_target(made, target, _files(plan))
     warn(made.warnings)
-    return forecast(made, origin, None if dst is None else checked_path(dst, "dst"))
+    return forecast(made, origin, target)
+
+
+def _files(plan: str | PathLike[str] | None) -> list[Path]:
+    return [] if plan is None else [checked_path(plan, "plan")]
+
+
+def _intact(made: Manifest, dst: Path) -> bool:
+    """Whether ``dst`` is what its manifest says: by size and time, else (it was copied, or touched) by its hashes."""
+    return made.describes(dst) or (made.fits(dst) and verify(dst).ok)
 
 
 def _plan(src: Place, to: str | None, file: str | PathLike[str] | None, **options: Any) -> Plan:
     """The plan of these arguments: of a target, a budget, or a plan file."""
+    for option in ("lossy", "pure", "strict"):
+        arguments.flag(options[option], option)
     for option, value in (("to", to), ("pre", options["pre"])):
         if value is not None and not isinstance(value, str):
             raise ArgumentError(f"{option}: expected a string, found {value!r}")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from subbyte import __version__, _native
-from subbyte.convert.manifest import SUFFIX as MANIFEST_SUFFIX
 from subbyte.convert.manifest import digest
 from subbyte.convert.source import stamp
 from subbyte.errors import ArgumentError, BusyError
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 VERSION = 1
 _MOST_BYTES = 1 << 30
 _POLL = 0.2
+_BEGIN = b'{"subbyte_journal":'
 
 
 def journal_path(dst: Path) -> Path:
@@ -52,7 +52,7 @@ def identify(plan: Plan) -> dict[str, Any]:
         [tensor.name, tensor.recipe.type, *([Path(where.path).name, where.offset] for where in tensor.recipe.ranges)]
         for tensor in plan.tensors
     ]
-    files = [stamp(path) for path in plan.source.files if not path.name.endswith(MANIFEST_SUFFIX)]
+    files = [stamp(path) for path in plan.source.files]
     return {
         "subbyte": __version__,
         "options": dict(plan.options),
@@ -98,6 +98,7 @@ class Journal:
 
         Raises:
             BusyError: another run writes to the same target.
+            ArgumentError: a file that is no journal has the journal's name.
             IoError: the journal cannot be created or read.
         """
         while True:
@@ -112,7 +113,11 @@ class Journal:
             time.sleep(_POLL)
 
     def _load(self) -> None:
-        """What an earlier run noted, up to the first line that is not whole."""
+        """What an earlier run noted, up to the first line that is not whole.
+
+        Raises:
+            ArgumentError: something else is under the journal's name.
+        """
         text = self._native.read(_MOST_BYTES)
         kept = 0
         for line in text.splitlines(keepends=True):
@@ -128,6 +133,13 @@ class Journal:
                     break
                 self.done[unit] = sha256
             kept += len(line)
+        rest = text.strip(b"\0\r\n ")
+        if self._old is None and rest and not (rest.startswith(_BEGIN) or _BEGIN.startswith(rest)):
+            self._native.close()
+            raise ArgumentError(
+                "is there, but is no journal of a conversion, and would be lost; rename it, or choose another target",
+                file=journal_path(self._dst),
+            )
         if kept < len(text):
             self._native.truncate(kept)
 

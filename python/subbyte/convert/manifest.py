@@ -12,16 +12,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from subbyte import _native
+from subbyte.convert.report import Report
 from subbyte.errors import Error, FormatError
 from subbyte.jsonfile import read_object
 
 VERSION = 2
 SUFFIX = ".subbyte.json"
+_MOST_HEADER = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,15 @@ class FileFacts:
         """
         found = path.stat()
         return cls(found.st_size, found.st_mtime_ns, len(header), digest(header))
+
+    def fit(self, path: Path) -> bool:
+        """Whether a file has this size and header."""
+        try:
+            with path.open("rb") as file:
+                header = file.read(min(max(self.header_nbytes, 0), self.nbytes, _MOST_HEADER))
+                return os.fstat(file.fileno()).st_size == self.nbytes and digest(header) == self.header_sha256
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +96,42 @@ class Manifest:
             return False
         return all((f.st_size, f.st_mtime_ns) == (facts.nbytes, facts.mtime_ns) for f, facts in found)
 
+    def fits(self, dst: Path) -> bool:
+        """Whether ``dst`` has the sizes and headers that the manifest says; nothing else is read."""
+        return all(facts.fit(path) for path, facts in self.paths(dst).items())
+
+    def refreshed(self, dst: Path) -> Manifest:
+        """The manifest with the present times of modification.
+
+        Raises:
+            OSError: a file is gone.
+        """
+        paths = self.paths(dst)
+        times = {name: path.stat().st_mtime_ns for name, path in zip(self.files, paths, strict=True)}
+        return replace(self, files={name: replace(f, mtime_ns=times[name]) for name, f in self.files.items()})
+
+    def settle(self, dst: Path) -> None:
+        """Write it beside or in the complete ``dst``, whose manifest may be pending since a crash.
+
+        Raises:
+            IoError: the system refused.
+        """
+        self.write(manifest_path(dst))
+        _native.remove_file(os.fspath(pending_path(dst)))
+
 
 def manifest_path(dst: Path) -> Path:
     """The name of the manifest of ``dst``: in a folder, beside a file."""
     return dst / f"manifest{SUFFIX}" if dst.is_dir() else dst.with_name(dst.name + SUFFIX)
+
+
+def pending_path(dst: Path) -> Path:
+    """The name of the manifest of the file ``dst`` until the file has its name.
+
+    So the manifest of a file that is replaced stays beside it to the last, and a run that dies right after that leaves
+    the new file with the pending manifest, which describes it.
+    """
+    return dst.with_name(f"{dst.name}.subbyte-part{SUFFIX}")
 
 
 def read_manifest(dst: Path) -> Manifest | None:
@@ -98,9 +141,19 @@ def read_manifest(dst: Path) -> Manifest | None:
         FormatError: what is there is no manifest.
         UnsupportedError, IoError: it cannot be read.
     """
+    pending = pending_path(dst)
+    if not dst.is_dir() and pending.exists():
+        try:
+            found = _read(pending)
+        except Error:
+            found = None
+        if found is not None and found.describes(dst):
+            return found
     path = manifest_path(dst)
-    if not path.exists():
-        return None
+    return _read(path) if path.exists() else None
+
+
+def _read(path: Path) -> Manifest:
     data = read_object(path)
     if data.get("subbyte_manifest") != VERSION:
         raise FormatError(
@@ -109,6 +162,13 @@ def read_manifest(dst: Path) -> Manifest | None:
     for name in ("identity", "files", "report"):
         if not isinstance(data.get(name), dict):
             raise FormatError(f"{name}: expected dict, found {type(data.get(name)).__name__}", file=path)
+    if not isinstance(data["identity"].get("subbyte"), str):
+        raise FormatError("identity: the version of subbyte is missing", file=path)
+    try:
+        Report.from_json(data["report"])
+    except FormatError as error:
+        error.file = os.fspath(path)
+        raise
     files = {name: _facts(name, entry, path) for name, entry in data["files"].items()}
     return Manifest(data["identity"], files, data["report"])
 

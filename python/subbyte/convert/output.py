@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from subbyte import _native
-from subbyte.convert.journal import partial_path
-from subbyte.convert.manifest import FileFacts, Manifest, find_manifest, manifest_path
+from subbyte.convert.journal import journal_path, partial_path
+from subbyte.convert.manifest import FileFacts, Manifest, find_manifest, manifest_path, pending_path
 from subbyte.errors import ArgumentError, Error, IoError
 from subbyte.io import same_file
 from subbyte.planning.output import Plan, TensorFile
@@ -107,8 +108,14 @@ class Output:
         """
         if not self._plan.folder:
             (file,), (writer,) = self._plan.files, self._writers
-            Manifest(identity, {"": self._facts(file, self._partial)}, report).write(manifest_path(self._dst))
+            manifest = Manifest(identity, {"": self._facts(file, self._partial)}, report)
+            pending = pending_path(self._dst)
+            manifest.write(pending)
             writer.commit()
+            try:
+                pending.replace(manifest_path(self._dst))
+            except OSError as error:
+                raise _named(error, pending) from None
             return
         facts = {}
         for file, writer in zip(self._plan.files, self._writers, strict=True):
@@ -154,6 +161,7 @@ class Output:
         """Remove everything that was written."""
         for writer in self._writers:
             writer.discard()
+        _native.remove_file(os.fspath(pending_path(self._dst)))
         if self._plan.folder and not self._partial.is_symlink():
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -162,8 +170,15 @@ def _named(error: OSError, path: Path) -> IoError:
     return IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(error.filename or path))
 
 
-def check_target(plan: Plan, dst: Path) -> None:
+def check_target(plan: Plan, dst: Path, also: Iterable[Path] = ()) -> None:
     """Refuse a target that would destroy its source, or that is of another kind than what is to be written.
+
+    The files that a run has beside its target count as well.
+
+    Args:
+        plan: what is to be written.
+        dst: the target.
+        also: further files that are read.
 
     Raises:
         ArgumentError: it does.
@@ -173,13 +188,22 @@ def check_target(plan: Plan, dst: Path) -> None:
         raise ArgumentError(f"cannot be written: '{above}' is not a folder", file=dst)
     if not plan.folder and dst.is_dir():
         raise ArgumentError("a folder; expected the name of a GGUF file to write", file=dst)
+    read = [*plan.source.files, *also]
+    beside = [partial_path(dst), journal_path(dst), *([] if plan.folder else [manifest_path(dst), pending_path(dst)])]
+    for path in beside:
+        if any(same_file(found, source) for found in _inside(path) for source in read):
+            raise ArgumentError(
+                f"'{path}', which a conversion to this target writes, is or holds a file of the source; the source is "
+                "never written, choose another name",
+                file=dst,
+            )
     if not os.path.lexists(dst):
         return
     wanted = stat.S_ISDIR if plan.folder else stat.S_ISREG
     if not wanted(dst.lstat().st_mode):
         kind = "a symbolic link" if dst.is_symlink() else "not a folder" if plan.folder else "not a regular file"
         raise ArgumentError(f"is {kind}, which would be lost; choose another name", file=dst)
-    if any(same_file(path, source) for path in _inside(dst) for source in plan.source.files):
+    if any(same_file(path, source) for path in _inside(dst) for source in read):
         what = "holds" if plan.folder else "is"
         raise ArgumentError(f"{what} a file of the source; the source is never written, choose another name", file=dst)
 

@@ -51,6 +51,40 @@ class Row:
         return cls(tensor.name, tensor.shape, recipe.content.stored, tensor.type, recipe.source_nbytes, tensor.nbytes,
                    bits, tensor.kind, seconds, sha256, unit_rows)  # fmt: skip
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        """The row whose fields are ``data``.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        values = {name: _checked(data[name], kind, name) for name, kind in _ROW_FIELDS.items()}
+        shape = tuple(_checked(size, int, "shape") for size in values["shape"])
+        return cls(**{**values, "shape": shape})
+
+
+_ROW_FIELDS: Mapping[str, type] = {
+    "name": str, "shape": list, "source_type": str, "type": str, "source_nbytes": int, "nbytes": int,
+    "bits_per_weight": float, "kind": str, "seconds": float, "sha256": str, "unit_rows": int,
+}  # fmt: skip
+_FIELDS: Mapping[str, type] = {
+    "src": str, "dst": str, "to": str, "nbytes": int, "seconds": float, "resumed": int, "unchanged": bool,
+    "tensors": list, "warnings": list, "left_out": list, "files": dict, "not_copied": list,
+}  # fmt: skip
+
+
+def _checked(value: Any, kind: type, name: str) -> Any:
+    """``value``, of the kind that a field of a stored report has; numbers from 0 up.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(value, (int, float) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{name}: expected {kind.__name__}, found {type(value).__name__}")
+    if isinstance(value, int | float) and not 0 <= value < 1 << 63:
+        raise ValueError(f"{name}: expected a number from 0 up, found {value!r:.40}")
+    return value
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -116,14 +150,18 @@ class Report:
             FormatError: it is none.
         """
         try:
-            tensors = tuple(Row(**{**row, "shape": tuple(row["shape"])}) for row in data["tensors"])
+            values = {name: _checked(data[name], kind, name) for name, kind in _FIELDS.items()}
             listed = {
-                name: tuple((entry["name"], entry["reason"]) for entry in data[name])
+                name: tuple((_checked(entry["name"], str, name), _checked(entry["reason"], str, name))
+                            for entry in values[name])
                 for name in ("left_out", "not_copied")
-            }
-            fields = {name: data[name] for name in ("to", "nbytes", "seconds", "resumed", "unchanged", "files")}
-            return cls(**{"src": Path(data["src"]), "dst": Path(data["dst"]), "tensors": tensors,
-                          "warnings": tuple(data["warnings"]), **listed, **fields, **changes})  # fmt: skip
+            }  # fmt: skip
+            tensors = tuple(Row.from_json(entry) for entry in values["tensors"])
+            for name, size in values["files"].items():
+                _checked(size, int, name)
+            warnings = tuple(_checked(warning, str, "warnings") for warning in values["warnings"])
+            return cls(**{**values, **listed, "src": Path(values["src"]), "dst": Path(values["dst"]),
+                          "tensors": tensors, "warnings": warnings, **changes})  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"not the report of a conversion: {type(error).__name__}: {error}") from None
 

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 
 from subbyte import _native
-from subbyte.convert.journal import Journal, identify
+from subbyte.convert.journal import Journal, differences, identify
 from subbyte.convert.manifest import combined, digest
 from subbyte.convert.output import Output
 from subbyte.convert.report import Report, Row
@@ -113,6 +113,9 @@ def run(
     journal.forget([unit.number for unit in job.units if unit.tensor in output.new and unit.number in journal.done])
     try:
         report = job.run()
+        changed = differences(identity, identify(plan))
+        if changed:
+            raise Error(f"{', '.join(changed)}: changed while it was read; convert it again", file=plan.source.path)
         output.complete(identity, report.to_json())
         logger.info("%s: complete, %d bytes", dst, plan.nbytes)
     except BaseException as error:
@@ -287,13 +290,22 @@ def _refuse(tensor: TensorPlan, block: int) -> None:
     raise NonFiniteError(f"{what} is NaN or infinite", tensor=tensor.name, row=row, column=column)
 
 
-def make_folder(dst: Path) -> None:
-    """Make the folder that ``dst`` is to be in.
+@contextmanager
+def made_folder(dst: Path) -> Iterator[None]:
+    """The folder that ``dst`` is to be in; if the block fails, the folders that were made and are empty go again.
 
     Raises:
         IoError: it cannot be made.
     """
+    new = [folder for folder in dst.parents if not os.path.lexists(folder)]
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(dst.parent)) from None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # something is in it: what the next run goes on from
+            for folder in new:
+                folder.rmdir()
+        raise

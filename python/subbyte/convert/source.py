@@ -24,6 +24,7 @@ from subbyte.arch.base import (
     rope_type,
 )
 from subbyte.convert.layers import Layers, layer_rows
+from subbyte.convert.manifest import SUFFIX as MANIFEST_SUFFIX
 from subbyte.convert.recipe import Recipe, computed
 from subbyte.convert.rows import ByteRange, Mxfp4, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor, stacked
 from subbyte.convert.types import Raw
@@ -73,6 +74,10 @@ class Source:
 
 
 _SIDE_FILES = (".json", ".model", ".safetensors", ".jinja", ".txt")
+
+
+def _is_side_file(name: str) -> bool:
+    return name.endswith(_SIDE_FILES) and not name.endswith(MANIFEST_SUFFIX)
 
 
 def open_source(path: Place, pre: str | None = None) -> Source:
@@ -189,7 +194,7 @@ def _from_checkpoint(
     source.warnings += [f"tensor '{name}' is missing from the checkpoint" for name in missing]
     source.warnings += _other_shapes(arch, config, source)
     source.files = [Path(file) for file in tensors.paths]
-    source.files += [file for file in folder.iterdir() if file.is_file() and file.suffix in _SIDE_FILES]
+    source.files += [file for file in folder.iterdir() if file.is_file() and _is_side_file(file.name)]
 
     source.warnings += vocabulary.warnings
     source.warnings += [] if layers is None else layers.notes

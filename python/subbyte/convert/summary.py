@@ -18,6 +18,7 @@ from subbyte.convert.recipe import Recipe
 from subbyte.convert.report import Report, Row
 from subbyte.convert.source import is_checkpoint
 from subbyte.convert.verification import Comparison, Progress, stored_recipes, verify
+from subbyte.errors import Error
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, place
 from subbyte.io.safetensors import SafetensorsFile
@@ -177,12 +178,22 @@ def report(
         progress: called with (elements done, elements of all tensors, name).
 
     Raises:
-        Error: a file cannot be opened or read, or the manifest is damaged.
+        Error: a file cannot be opened or read.
     """
     path = checked_path(path)
-    manifest = read_manifest(path)
-    stale = manifest is not None and not manifest.describes(path)
-    made = None if manifest is None or stale else Report.from_json(manifest.report)
+    warnings: list[str] = []
+    try:
+        manifest = read_manifest(path)
+    except Error as error:
+        manifest = None
+        warnings.append(f"{error}: the manifest is left out")
+    if manifest is not None and not manifest.describes(path):
+        if manifest.fits(path):
+            warnings.append("the file was touched or copied after its manifest was written: verify compares the hashes")
+        else:
+            manifest = None
+            warnings.append("the file was changed after its manifest was written: the manifest is left out")
+    made = None if manifest is None else Report.from_json(manifest.report)
     rows = {row.name: row for row in made.tensors} if made else {}
     checked = None if against is None else verify(path, against, progress=progress)
     errors = {row.name: row for row in checked.tensors} if checked else {}
@@ -190,9 +201,7 @@ def report(
     facts = {}
     if made and manifest:
         facts = {"src": str(made.src), "to": made.to, "seconds": made.seconds, "subbyte": manifest.identity["subbyte"]}
-    warnings = [] if made is None else list(made.warnings)
-    if stale:
-        warnings.append("the file was changed after its manifest was written: the manifest is left out")
+    warnings = [*(made.warnings if made else ()), *warnings]
     how = (
         f"headers only; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         if checked is None

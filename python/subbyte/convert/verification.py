@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -20,7 +20,7 @@ from subbyte.convert.run import CHUNK
 from subbyte.convert.source import is_checkpoint, is_gguf, open_source, stored_tensor
 from subbyte.convert.types import FLOATS, quantized
 from subbyte.convert.values import first_invalid_block, kind, to_float32
-from subbyte.errors import FormatError, UnsupportedError, warn
+from subbyte.errors import Error, UnsupportedError, warn
 from subbyte.ggml import TYPES
 from subbyte.io.remote import Place, place
 from subbyte.io.safetensors import SafetensorsFile
@@ -158,13 +158,17 @@ def verify(
     origins = {} if source is None else {recipe.name: recipe for recipe in source.recipes}
     total = sum(recipe.elements for recipe in checked)
     hashes, failures = _promised(path)
+    proved = hashes is not None
+    hashes = hashes or {}
     how = [f"{sum(recipe.source_nbytes for recipe in checked):,} bytes of tensors: scales and values finite"]
     how += [f"{len(hashes)} hashes of the manifest"] if hashes else []
     how += [] if origin_path is None else [f"values against {origin_path}"]
-    rows, done = [], 0
+    rows, done, known = [], 0, set(hashes)
     for recipe in checked:
         row = _compare(recipe, origins.pop(recipe.name, None), source is not None, hashes.pop(recipe.name, None))
         done += recipe.elements
+        if proved and recipe.name not in known and not row.failure:
+            row = replace(row, failure="the manifest has no hash of it")
         rows.append(row)
         if row.failure:
             failures.append(f"tensor '{row.name}': {row.failure}")
@@ -195,26 +199,34 @@ def stored_recipes(path: Path) -> list[Recipe]:
     raise UnsupportedError("expected a GGUF file, a checkpoint folder or a safetensors file", file=path)
 
 
-def _promised(path: Path) -> tuple[dict[str, tuple[int, str]], list[str]]:
-    """Rows of a unit and hash of each tensor by the manifest beside the file, and what is wrong with its header."""
+def _promised(path: Path) -> tuple[dict[str, tuple[int, str]] | None, list[str]]:
+    """Rows of a unit and hash of each tensor by the manifest, and which files are not what it says.
+
+    There are no hashes where there is no manifest that can be read.
+    """
     try:
         manifest = read_manifest(path)
-        if manifest is None:
-            return {}, []
-        rows = Report.from_json(manifest.report).tensors
-    except FormatError as error:
-        return {}, [str(error)]
+    except Error as error:
+        return None, [str(error)]
+    if manifest is None:
+        return None, []
+    rows = Report.from_json(manifest.report).tensors
     failures = []
     for file, facts in manifest.paths(path).items():
+        name = f"{file.name}: " if file != path else ""
         try:
-            with file.open("rb") as opened:
-                header = opened.read(min(max(facts.header_nbytes, 0), 1 << 30))
+            size = file.stat().st_size
         except FileNotFoundError:
             failures.append(f"{file.name}: missing, the manifest has it")
             continue
-        if digest(header) != facts.header_sha256:
+        if size != facts.nbytes:
+            failures.append(f"{name}{size:,} bytes, the manifest has {facts.nbytes:,}")
+        elif not facts.fit(file):
             what = "the header is not the one" if rows and facts.header_nbytes < facts.nbytes else "not the file"
-            failures.append(f"{f'{file.name}: ' if file != path else ''}{what} whose hash is in the manifest")
+            failures.append(f"{name}{what} whose hash is in the manifest")
+    weights = path.glob("*.safetensors") if path.is_dir() else [path]
+    unknown = [file.name for file in weights if file not in manifest.paths(path)]
+    failures += [f"{name}: the manifest does not have it" for name in sorted(unknown)]
     return {row.name: (row.unit_rows, row.sha256) for row in rows if row.sha256}, failures
 
 

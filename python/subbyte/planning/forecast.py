@@ -46,6 +46,7 @@ class Forecast:
         peak_memory: estimate of the largest resident size in bytes.
         seconds: estimate of the time, from a short trial of each encoder on this machine.
         free: bytes that are free where ``dst`` will be; ``None`` without ``dst``.
+        exists: whether ``dst`` is there already.
     """
 
     src: Place
@@ -55,6 +56,7 @@ class Forecast:
     peak_memory: int
     seconds: float
     free: int | None
+    exists: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -81,6 +83,7 @@ class Forecast:
             "peak_memory": self.peak_memory,
             "seconds": self.seconds,
             "free": self.free,
+            "exists": self.exists,
             "options": dict(self.plan.options),
             "tensors": [{field: row[field] for field in fields} for row in rows],
             "warnings": list(self.plan.warnings),
@@ -102,6 +105,7 @@ class Forecast:
             f"about {self.seconds:.1f} s and {self.peak_memory / (1 << 20):,.0f} MiB of memory"
             + (f", {len(self.plan.sizes)} files" if self.plan.folder else "")
             + (f"; only {self.free:,} bytes are free there" if short else "")
+            + ("; exists already, and is replaced with overwrite only" if self.exists else "")
         )
 
 
@@ -120,7 +124,8 @@ def forecast(plan: Plan, src: Place, dst: Path | None) -> Forecast:
         if recipe.type != tensor.type:
             seconds += recipe.elements * _seconds_per_element(recipe.type, tensor.type)
     memory = _BASE_MEMORY + (workers + 2) * unit + 2 * workers * piece
-    return Forecast(src, dst, plan, rows, memory, seconds, None if dst is None else _free(dst))
+    there = dst is not None and any(path.exists() for path in ([dst] if not dst.is_dir() else dst.iterdir()))
+    return Forecast(src, dst, plan, rows, memory, seconds, None if dst is None else _free(dst), there)
 
 
 @cache

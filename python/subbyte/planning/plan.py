@@ -93,6 +93,8 @@ def make_plan(
     if target_name:
         file_type(target_name)  # a misspelt target is reported before the source is read
     source = open_source(src, pre)
+    if imatrix is not None:
+        source.files.append(Path(imatrix))
     source.warnings += _idle_rules(source, options)
     if pre is not None:
         _rename_pre(source, pre)
