@@ -24,8 +24,9 @@ and the group size follow from the planes; ``group_size`` in the parameter ``con
 
 Writer (``config`` with ``group_size``, -1 for per channel; 128 by default), rounding to nearest with ties to even. Per
 channel, s1 = f16((max - min) / 15), zero = clamp(round(-min / s1), 0, 15), code = clamp(round(w / s1) + zero, 0, 15)
-and szero = f16(zero * s1), where max is at least and min at most 0. Per group, s1 = f16(max|w| / 119), w8 =
-clamp(round(w / s1), -119, 119), then in a group s2 = max(1, ceil((max - min) / 15)), and zero and code as before.
+and szero = f16(zero * s1). Per group, s1 = f16(max|w| / 119), w8 = clamp(round(w / s1), -119, 119), then in a group s2
+= max(1, ceil((max - min) / 15)), and zero and code as before. max counts as at least, min as at most 0, so that every
+value of a group is in range.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def _per_group(values: NDArray[np.float32], group_size: int) -> TwoLevel:
     scales = _planes.rounded(np.abs(values).max(axis=1, keepdims=True) / np.float32(119), "F16")
     divisors = np.where(scales == 0, np.float32(1), scales)
     wide = np.clip(np.rint(values / divisors), -119, 119).astype(np.int64).reshape(rows, -1, group_size)
-    low, high = wide.min(axis=2), wide.max(axis=2)
+    low, high = np.minimum(wide.min(axis=2), 0), np.maximum(wide.max(axis=2), 0)
     steps = np.maximum(1, -((low - high) // 15))
     zeros = np.clip(np.rint(-low / steps), 0, 15).astype(np.int64)
     codes = np.clip(np.rint(wide / steps[..., None]).astype(np.int64) + zeros[..., None], 0, 15)
