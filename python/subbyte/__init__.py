@@ -29,7 +29,7 @@ from subbyte.errors import (
 if TYPE_CHECKING:
     from subbyte import imatrix as imatrix
     from subbyte._native import __version__
-    from subbyte.api import decode, encode, open
+    from subbyte.api import decode, encode, load_state_dict, open
     from subbyte.checkpoint import Checkpoint, Weight
     from subbyte.codec import Codec, Encoded, codec_ids, get_codec, register_codec
     from subbyte.convert import convert, plan, verify
@@ -65,6 +65,7 @@ __all__ = [
     "list_conversions",
     "list_formats",
     "list_levels",
+    "load_state_dict",
     "open",
     "plan",
     "register_codec",
@@ -76,7 +77,7 @@ _LAZY = {
     name: module
     for module, names in {
         "subbyte._native": ("__version__",),
-        "subbyte.api": ("decode", "encode", "open"),
+        "subbyte.api": ("decode", "encode", "load_state_dict", "open"),
         "subbyte.checkpoint": ("Checkpoint", "Weight"),
         "subbyte.codec": ("Codec", "Encoded", "codec_ids", "get_codec", "register_codec"),
         "subbyte.convert": ("convert", "plan", "verify"),

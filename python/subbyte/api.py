@@ -1,13 +1,13 @@
-"""The three functions most users need: decode, encode, open."""
+"""The functions most users need: decode, encode, open, load_state_dict."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from subbyte.arrays import Array
+from subbyte.arrays import Array, dtype_name
 from subbyte.checkpoint import Checkpoint
 from subbyte.codec import Encoded
 from subbyte.formats import get_format
@@ -73,3 +73,45 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
         IoError: the operating system refused; also an instance of the builtin `OSError` class for its errno.
     """
     return Checkpoint.open(path)
+
+
+def load_state_dict(path: str | os.PathLike[str], *, dtype: Any = "float32", lazy: bool = False) -> Mapping[str, Array]:
+    """The weights of a checkpoint of any format as plain arrays, with nothing but NumPy.
+
+    Args:
+        path: what `subbyte.open` opens.
+        dtype: float32, float16, bfloat16 or float64, for quantized weights and for floats. Integers and booleans keep
+            their own type.
+        lazy: decode a weight each time that it is asked for, instead of all of them now.
+
+    Returns:
+        Arrays by the name of the dense weight. A dictionary, or with ``lazy`` a mapping that keeps nothing but the open
+        files. bfloat16 is an `ml_dtypes` array where that package is installed, and raw ``uint16`` bits otherwise.
+
+    Raises:
+        ArgumentError: ``dtype`` is none of these.
+        Error: as `subbyte.open`, and as `Weight.decode` for what is damaged or cannot be decoded.
+    """
+    weights = _Decoded(Checkpoint.open(path), dtype_name(dtype))
+    if lazy:
+        return weights
+    with weights.checkpoint:
+        return dict(weights)
+
+
+class _Decoded(Mapping[str, Array]):
+    """The weights of a checkpoint, decoded when they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+        self.checkpoint = checkpoint
+        self._dtype = dtype
+
+    def __getitem__(self, name: str) -> Array:
+        weight = self.checkpoint[name]
+        return weight.elements() if weight.whole else weight.decode(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.checkpoint)
+
+    def __len__(self) -> int:
+        return len(self.checkpoint)

@@ -24,10 +24,13 @@ from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, RemotePath, place
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.io.source import OpenFiles, load_json
-from subbyte.planes import stored
+from subbyte.planes import float8_values, stored
 
 #: Element types of safetensors that are ggml types as well, with their bytes: their codecs decode them.
 _SAFETENSORS_CODECS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+#: Element types that are no floats.
+_WHOLE = frozenset(("bool", *(f"{sign}{bits}" for sign in "iu" for bits in (8, 16, 32, 64))))
 
 #: Types of tensors that only BitNet's fork of ggml has.
 _BITNET = ("I2_S", "TL1", "TL2")
@@ -67,7 +70,7 @@ class Weight:
 
         Raises:
             ArgumentError: ``dtype``, ``rows`` or ``out`` does not fit.
-            UnsupportedError: the element type cannot be decoded (Q8_1, complex; float8 without `ml_dtypes`).
+            UnsupportedError: the element type cannot be decoded (Q8_1, complex).
         """
         try:
             if self._form is not None:
@@ -80,6 +83,23 @@ class Weight:
         except Error as e:
             e.file, e.tensor = e.file or self.file, e.tensor or self.name
             raise
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds integers or booleans, which `elements` gives as they are stored."""
+        return self.format.removeprefix("gguf.") in _WHOLE
+
+    def elements(self) -> Array:
+        """The elements of a tensor of integers or booleans, as they are stored.
+
+        Raises:
+            UnsupportedError: it holds floats, or is quantized; `decode` gives its values.
+        """
+        if not self.whole:
+            raise UnsupportedError(
+                f"stored as {self.format}: only integers and booleans are elements", tensor=self.name
+            )
+        return self._read()
 
     def form(self) -> Form:
         """The weight in the terms of its family (`subbyte.forms`).
@@ -119,7 +139,7 @@ class Weight:
     def _convert(self, name: str, rows: slice, out: Array | None) -> Array:
         values = self._read()
         if self.format.startswith("f8") and values.dtype == np.uint8:
-            raise UnsupportedError(f"{self.format} elements need the package ml_dtypes: pip install ml_dtypes")
+            values = float8_values(self.format.upper())[values]
         if values.dtype.kind == "c":
             raise UnsupportedError(f"{self.format} elements are complex numbers: read them with subbyte.io")
         if self.format == "bf16" and values.dtype == np.uint16:

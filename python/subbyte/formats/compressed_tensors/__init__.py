@@ -163,7 +163,9 @@ def _modules(folder: Folder) -> dict[str, dict[str, str]]:
         found.setdefault(module, tensors)
     for names in (("bitmask", "compressed", "shape"), ("weight.bitmask", "weight.compressed", "weight.shape")):
         optional = ("weight_scale", "weight_zero_point", "weight.row_offsets")
-        found |= folder.modules(names, optional, marker=names[0])
+        for module, tensors in folder.modules(names, optional, marker=names[0]).items():
+            if not module.endswith(".weight"):  # the planes "weight.bitmask" … of the module before
+                found[module] = tensors
     for name, tensor in folder.source.items():
         module, _, last = name.rpartition(".")
         if last == "weight" and tensor.dtype == "F8_E4M3" and module not in found:
