@@ -335,3 +335,65 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, to: str) -> None:
         for path in tmp_path.glob("out.gguf*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert max(peaks) < 1.1 * min(peaks), peaks
+
+
+def _plan_file(folder: Path, source: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
+    data = subbyte.plan(source, **options).to_json()
+    (folder / "plan.json").write_text(json.dumps(data))
+    return folder / "plan.json", data
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_size": "4MB"}, {"target_bpw": 7.9}, {"to": "gguf"}, {"to": "gguf.q4_k_m"}, {"to": "gguf.q8_0"}]
+)
+@pytest.mark.parametrize("gguf", [False, True])
+def test_an_unedited_plan_gives_the_bytes_of_its_options(tmp_path: Path, gguf: bool, options: dict[str, Any]) -> None:
+    source = SMALL_LLAMA
+    if gguf:
+        subbyte.convert(SMALL_LLAMA, tmp_path / "source.gguf", to="gguf.bf16")
+        source = tmp_path / "source.gguf"
+    file, _ = _plan_file(tmp_path, source, **options)
+    subbyte.convert(source, tmp_path / "a.gguf", **options)
+    subbyte.convert(source, tmp_path / "b.gguf", plan=file)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_a_plan_keeps_to_what_it_was_made_for(tmp_path: Path) -> None:
+    imatrix = tmp_path / "im.gguf"
+    shutil.copy(GOLDEN / "imatrix" / "tiny-llama.imatrix.gguf", imatrix)
+    file, _ = _plan_file(tmp_path, TINY, to="gguf.q4_0", imatrix=imatrix)
+    with pytest.raises(subbyte.ArgumentError, match=r"made with the importance data 'im\.gguf'.*it is missing"):
+        subbyte.plan(TINY, plan=file)
+    other = tmp_path / "other.gguf"
+    other.write_bytes(imatrix.read_bytes() + bytes(32))
+    with pytest.raises(subbyte.ArgumentError, match=r"'other\.gguf' has"):
+        subbyte.plan(TINY, plan=file, imatrix=other)
+    subbyte.convert(TINY, tmp_path / "a.gguf", plan=file, imatrix=imatrix)
+    subbyte.convert(TINY, tmp_path / "b.gguf", to="gguf.q4_0", imatrix=imatrix)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    for to in ("gguf.q2_k", "gguf", "hf.bf16"):
+        with pytest.raises(subbyte.ArgumentError, match=r"the plan is for 'gguf\.q4_0'"):
+            subbyte.plan(TINY, plan=file, to=to, imatrix=imatrix)
+    assert subbyte.plan(TINY, plan=file, to="gguf.Q4_0", imatrix=imatrix).nbytes
+    file, _ = _plan_file(tmp_path, SMALL_LLAMA, to="gguf.f16", pre="qwen2")
+    subbyte.convert(SMALL_LLAMA, tmp_path / "c.gguf", plan=file)
+    assert GgufFile(tmp_path / "c.gguf").metadata["tokenizer.ggml.pre"] == "qwen2"
+
+
+def test_an_edited_plan_is_called_what_it_is(tmp_path: Path) -> None:
+    file, data = _plan_file(tmp_path, SMALL_LLAMA, to="gguf.q4_k_m")
+    for tensor in data["tensors"]:
+        if tensor["type"] in ("Q4_K", "Q6_K"):
+            tensor["type"] = "Q8_0"
+    data["tensors"][0]["type"] = data["tensors"][0]["type"].lower()
+    file.write_text(json.dumps(data))
+    assert subbyte.convert(SMALL_LLAMA, tmp_path / "a.gguf", plan=file).to == "gguf.q8_0"
+    assert GgufFile(tmp_path / "a.gguf").metadata["general.file_type"] == 7
+
+
+def test_a_plan_that_quantizes_norms_is_warned_about(tmp_path: Path) -> None:
+    file, data = _plan_file(tmp_path, SMALL_LLAMA, to="gguf.q4_k_m")
+    next(tensor for tensor in data["tensors"] if tensor["name"] == "output_norm.weight")["type"] = "Q8_0"
+    file.write_text(json.dumps(data))
+    warnings = subbyte.plan(SMALL_LLAMA, plan=file).plan.warnings
+    assert any("'output_norm.weight': Q8_0, where programs expect floats" in warning for warning in warnings)

@@ -40,6 +40,10 @@ class GgufFacts:
         return self.metadata.get(f"{self.arch}.{name}", default)
 
 
+MAX_LAYERS = 4096
+MAX_EXPERTS = 1 << 16
+"""More than any real model has; loops over layers and experts are bounded by them."""
+
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 Config = Mapping[str, Any]
@@ -283,8 +287,8 @@ def layer_count(config: Config) -> int:
         FormatError: missing, or more than any real model has.
     """
     layers = integer(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers")
-    if layers > 4096:
-        raise FormatError(f"config.json: {layers:,} layers: at most 4,096 are expected")
+    if layers > MAX_LAYERS:
+        raise FormatError(f"config.json: {layers:,} layers: at most {MAX_LAYERS:,} are expected")
     return layers
 
 

@@ -197,9 +197,13 @@ def _plan(src: Place, to: str | None, file: str | PathLike[str] | None, **option
         if value is not None and not isinstance(value, str):
             raise ArgumentError(f"{option}: expected a string, found {value!r}")
     types = None
+    planned: dict[str, Any] = {}
     if file is not None:
-        target, types = read_plan(checked_path(file, "plan"))
-        to = to or target
+        found_plan = read_plan(checked_path(file, "plan"))
+        found_plan.check(to, options["imatrix"])
+        to, types = found_plan.to, found_plan.types
+        options["pre"] = options["pre"] or found_plan.pre
+        planned = {"edited": found_plan.edited, "mixed": found_plan.mixed}
     if to is None and (options["target_size"] is not None or options["target_bpw"] is not None):
         to = "gguf"
     if isinstance(to, str) and to.partition(".")[0] == "hf":
@@ -220,4 +224,4 @@ def _plan(src: Place, to: str | None, file: str | PathLike[str] | None, **option
         raise ArgumentError(f"'{to}' has no setting '{next(iter(settings))}'")
     if to is None:
         raise ArgumentError("a target is missing: to='gguf.q4_k_m', target_size, target_bpw or a plan")
-    return make_plan(src, to, types=types, **options)
+    return make_plan(src, to, types=types, **planned, **options)

@@ -3,16 +3,26 @@ tokenizer restored as far as the metadata allows. What the file does not say is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from subbyte.arch import ARCHITECTURES
-from subbyte.arch.base import Architecture, Config, GgufFacts, Split, interleave_heads, shortest
+from subbyte.arch.base import (
+    MAX_EXPERTS,
+    MAX_LAYERS,
+    Architecture,
+    Config,
+    GgufFacts,
+    Split,
+    interleave_heads,
+    shortest,
+)
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.rows import Assembled, Decoded, Reordered, Reshaped, Rows, Selected, Shifted, SourceTensor
-from subbyte.convert.source import stored_tensor
+from subbyte.convert.source import other_shapes, stored_tensor
 from subbyte.convert.types import FLOATS, quantized
 from subbyte.errors import FormatError, UnsupportedError
 from subbyte.io.gguf import GgufFile
@@ -82,9 +92,12 @@ def _restore(file: GgufFile, arch: Architecture) -> Restored:
     facts = _facts(file, arch)
     warnings: list[str] = []
     config = _config(facts, arch, warnings)
+    config = _finite(config, "config.json", warnings)
     recipes, left_out = _recipes(file, arch, config, warnings)
     if not recipes:
         raise FormatError("no tensors")
+    warnings += [f"tensor '{name}' is missing from the file" for name in arch.missing(facts.get("block_count"), file)]
+    warnings += _contradictions(arch, config, facts)
     if any(quantized(tensor.type) for tensor in file.values()):
         warnings.append("quantized tensors give the values that their codes stand for, not those they were made from")
     files: dict[str, Any] = {}
@@ -98,6 +111,25 @@ def _restore(file: GgufFile, arch: Architecture) -> Restored:
     return Restored(tuple(recipes), config, files, tuple(warnings), tuple(left_out))
 
 
+def _finite(fields: dict[str, Any], place: str, warnings: list[str]) -> dict[str, Any]:
+    """The fields without numbers that JSON does not have: NaN and infinities."""
+    kept: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            warnings.append(f"{place}: {name} is {value} in the file and was left out")
+        else:
+            kept[name] = _finite(value, f"{place}: {name}", warnings) if isinstance(value, dict) else value
+    return kept
+
+
+def _contradictions(arch: Architecture, config: Config, facts: GgufFacts) -> list[str]:
+    """Warnings for tensors whose shape is not what the metadata say."""
+    try:
+        return other_shapes(arch, config, facts.shapes, "the metadata imply")
+    except FormatError as error:
+        return [f"shapes were not compared with the metadata: {error.message.removeprefix('config.json: ')}"]
+
+
 def _facts(file: GgufFile, arch: Architecture) -> GgufFacts:
     def values(name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         rows = stored_tensor(file, name, file[name].type)
@@ -106,8 +138,13 @@ def _facts(file: GgufFile, arch: Architecture) -> GgufFacts:
     facts = GgufFacts(arch.name, file.metadata, {name: tuple(file[name].shape) for name in file}, values)
     for key in ("block_count", "embedding_length", "attention.head_count"):
         value = facts.get(key)
-        if not isinstance(value, int) or value <= 0:
-            raise FormatError(f"metadata key {arch.name}.{key}: expected a positive number, found {value!r}")
+        if not isinstance(value, int) or not 0 < value < 1 << 31:
+            raise FormatError(f"metadata key {arch.name}.{key}: expected a positive number below 2^31, found {value!r}")
+    if facts.get("block_count") > MAX_LAYERS:
+        raise FormatError(
+            f"metadata key {arch.name}.block_count: {facts.get('block_count'):,} layers: at most {MAX_LAYERS:,} are "
+            "expected"
+        )
     if "token_embd.weight" not in facts.shapes:
         raise FormatError("tensor 'token_embd.weight' is missing")
     return facts
@@ -241,6 +278,8 @@ def _whole(
     if len(rows.shape) != 3:
         raise FormatError(f"shape {rows.shape}, expected one matrix per expert", tensor=name)
     experts, height, width = rows.shape
+    if experts > MAX_EXPERTS:
+        raise FormatError(f"{experts:,} experts: at most {MAX_EXPERTS:,} are expected", tensor=name)
     return [
         (
             target.replace("{E}", str(expert)),

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from subbyte.arch import Architecture, find_architecture
+from subbyte.arch import ARCHITECTURES, Architecture, find_architecture
 from subbyte.arch.base import (
     EXPERTS,
+    MAX_LAYERS,
     Config,
     Split,
     integer,
@@ -33,7 +34,7 @@ from subbyte.ggml import TYPES
 from subbyte.io import load_json
 from subbyte.io.gguf import GgufFile, GgufValue
 from subbyte.io.remote import Place, RemotePath
-from subbyte.io.safetensors import SafetensorsFile
+from subbyte.io.safetensors import SafetensorsFile, check_whole
 from subbyte.jsonfile import read_object, read_object_if_there
 from subbyte.paths import utf8
 from subbyte.planning.mix import Model
@@ -52,6 +53,7 @@ class Source:
         recipes: the tensors of the target, in the order of the source.
         metadata: keys of the target; those that tell the file type are set by the plan.
         model: hyper-parameters for the mixes.
+        no_model: why the file is no model whose tensors could change their types; empty where it is one.
         unknown: tensors the architecture does not have.
         left_out: tensors that are not stored, with the reason.
         not_copied: files of the source that are not stored, with the reason.
@@ -65,6 +67,7 @@ class Source:
     recipes: list[Recipe]
     metadata: dict[str, GgufValue]
     model: Model
+    no_model: str = ""
     unknown: frozenset[str] = frozenset()
     left_out: list[tuple[str, str]] = field(default_factory=list)
     not_copied: list[tuple[str, str]] = field(default_factory=list)
@@ -122,6 +125,7 @@ def is_gguf(path: Place) -> bool:
 
 
 def _checkpoint(path: Place, pre: str | None) -> Source:
+    check_whole(path)
     with with_side_files(path) as folder:
         source = _read_checkpoint(path, folder, pre)
         source.not_copied = without_place(path, folder)
@@ -192,7 +196,10 @@ def _from_checkpoint(
     if "lm_head" in arch.tensors and not tied and "output.weight" not in present:
         missing.append("output.weight")
     source.warnings += [f"tensor '{name}' is missing from the checkpoint" for name in missing]
-    source.warnings += _other_shapes(arch, config, source)
+    shapes = {recipe.name: recipe.shape for recipe in source.recipes if recipe.name not in source.unknown}
+    source.warnings += other_shapes(arch, config, shapes, "config.json implies")
+    if collected.experts > 1 and not any("_exps." in name for name in present):
+        source.warnings.append(f"config.json: {collected.experts:,} experts, the checkpoint has none")
     source.files = [Path(file) for file in tensors.paths]
     source.files += [file for file in folder.iterdir() if file.is_file() and _is_side_file(file.name)]
 
@@ -409,17 +416,21 @@ def stored_tensor(file: SafetensorsFile | GgufFile, name: str, kind: str) -> Sou
     return SourceTensor(name, kind, tuple(tensor.shape), where, _loader(file, name))
 
 
-def _other_shapes(arch: Architecture, config: Config, source: Source) -> list[str]:
-    """Warnings for tensors whose shape is not what config.json implies."""
+def other_shapes(arch: Architecture, config: Config, shapes: Mapping[str, tuple[int, ...]], implied: str) -> list[str]:
+    """Warnings for tensors, by their GGUF names, whose shape is not what the settings imply.
+
+    Raises:
+        FormatError: a setting that a size comes from is missing, or no size.
+    """
     sizes = arch.sizes(config)
     warnings = []
-    for recipe in source.recipes:
-        axes = arch.shapes.get(recipe.name.removesuffix(".weight").rpartition(".")[2])
-        if axes is None or recipe.name in source.unknown or not recipe.name.endswith(".weight"):
+    for name, shape in shapes.items():
+        axes = arch.shapes.get(name.removesuffix(".weight").rpartition(".")[2])
+        if axes is None or not name.endswith(".weight"):
             continue
         expected = tuple(sizes[axis] for axis in axes)
-        if recipe.shape != expected:
-            warnings.append(f"tensor '{recipe.name}': shape {recipe.shape}, config.json implies {expected}")
+        if shape != expected:
+            warnings.append(f"tensor '{name}': shape {shape}, {implied} {expected}")
     return warnings
 
 
@@ -454,8 +465,6 @@ def _gguf(path: Place) -> Source:
     file = GgufFile(path, mmap=False)
     arch = file.metadata.get("general.architecture")
     kind = file.metadata.get("general.type", "model")
-    if not isinstance(arch, str) or kind != "model":
-        raise UnsupportedError(f"a GGUF file of type '{kind}' is not a model", file=path)
     metadata = {
         key: GgufValue(file.metadata_types[key], value)
         for key, value in file.metadata.items()
@@ -467,17 +476,31 @@ def _gguf(path: Place) -> Source:
         recipes.append(Recipe(name, stored.shape, stored))
     if not recipes:
         raise FormatError("no tensors", file=path)
+    source = Source(path, "gguf", recipes, metadata, Model("", 0))
     try:
-        model = _model(arch, file.metadata)
+        if not isinstance(arch, str) or kind != "model":
+            raise FormatError(f"a GGUF file of type '{kind}' is not a model")
+        source.model = _model(arch, file.metadata)
     except FormatError as error:
-        error.file = str(path)
-        raise
-    source = Source(path, "gguf", recipes, metadata, model)
+        source.no_model = error.message
+    source.warnings += _gaps(arch, source.model, file)
     if isinstance(path, RemotePath):
         source.remote = path.versions
     else:
         source.files = [Path(entry) for entry in file.paths]
     return source
+
+
+def _gaps(arch: Any, model: Model, file: GgufFile) -> list[str]:
+    """Warnings for tensors that a file of a known architecture lacks, and an embedding of another width."""
+    known = next((entry for entry in ARCHITECTURES if entry.name == arch), None)
+    if known is None or not 0 < model.n_layer <= MAX_LAYERS:
+        return []
+    warnings = [f"tensor '{name}' is missing from the file" for name in known.missing(model.n_layer, file)]
+    width, embedding = file.metadata.get(f"{arch}.embedding_length"), file.get("token_embd.weight")
+    if embedding is not None and width != embedding.shape[-1]:
+        warnings.append(f"tensor 'token_embd.weight': shape {tuple(embedding.shape)}, embedding_length is {width}")
+    return warnings
 
 
 def _model(arch: str, metadata: Mapping[str, Any]) -> Model:

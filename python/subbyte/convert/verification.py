@@ -22,6 +22,7 @@ from subbyte.convert.types import FLOATS, quantized
 from subbyte.convert.values import first_invalid_block, kind, to_float32
 from subbyte.errors import Error, UnsupportedError, warn
 from subbyte.ggml import TYPES
+from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, place
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.layout import can_clip, clipped
@@ -195,7 +196,10 @@ def stored_recipes(path: Path) -> list[Recipe]:
         stored = [stored_tensor(file, name, tensor.dtype) for name, tensor in file.items()]
         return [Recipe(tensor.name, tensor.shape, tensor) for tensor in stored]
     if is_gguf(path):
-        return open_source(path).recipes
+        model = GgufFile(path, mmap=False)
+        return [
+            Recipe(name, tuple(entry.shape), stored_tensor(model, name, entry.type)) for name, entry in model.items()
+        ]
     raise UnsupportedError("expected a GGUF file, a checkpoint folder or a safetensors file", file=path)
 
 

@@ -7,6 +7,7 @@ overlaps, fields and dtypes that are not known. Pickles (``.bin``, ``.pt``) are 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -220,6 +221,7 @@ def _in_folder(folder: Place) -> Place:
     for suffix in (_INDEX, ".safetensors"):
         found = [name for name in names if name.endswith(suffix)]
         if len(found) == 1:
+            check_whole(inside(found[0]))
             return inside(found[0])
         if found:
             raise FormatError(
@@ -233,6 +235,24 @@ def _in_folder(folder: Place) -> Place:
             file=os.fspath(folder),
         )
     raise FormatError("no .safetensors file or index in this folder", file=os.fspath(folder))
+
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
+
+
+def check_whole(path: Place) -> None:
+    """Refuse a file that its own name calls one of several, where the whole model is meant.
+
+    Raises:
+        FormatError: it is.
+    """
+    match = _SHARD.search(path.name)
+    if match and int(match[2]) > 1:
+        raise FormatError(
+            f"one of {int(match[2])} files that make the model between them; name their index "
+            "(model.safetensors.index.json) or the folder that holds it and all of them",
+            file=str(path),
+        )
 
 
 def _weight_map(path: Path) -> dict[str, str]:

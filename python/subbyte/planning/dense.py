@@ -19,6 +19,7 @@ from subbyte.convert.types import FLOATS, parse_type
 from subbyte.errors import ArgumentError, Error, FormatError, UnsupportedError
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, RemotePath
+from subbyte.io.safetensors import check_whole
 from subbyte.jsonfile import read_object
 from subbyte.planning.folder import json_file, plan_folder
 from subbyte.planning.mix import Model
@@ -131,6 +132,7 @@ def _of_gguf(src: Place) -> FolderSource:
 
 
 def _of_checkpoint(src: Place) -> FolderSource:
+    check_whole(src)
     with with_side_files(src) as folder:
         path = folder / "config.json"
         config = read_object(path) if path.is_file() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -13,14 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from subbyte.convert.manifest import digest
 from subbyte.convert.report import Row, conversion_table
 from subbyte.convert.run import PIECE, unit_rows, worker_count
+from subbyte.convert.source import stamp
 from subbyte.convert.types import quantized
 from subbyte.convert.values import encode
-from subbyte.errors import Error, FormatError
+from subbyte.errors import ArgumentError, Error, FormatError
 from subbyte.ggml import TYPES
 from subbyte.io.remote import Place
 from subbyte.jsonfile import read_object
+from subbyte.paths import checked_path
 from subbyte.planning.output import Plan
 
 VERSION = 1
@@ -85,6 +89,7 @@ class Forecast:
             "free": self.free,
             "exists": self.exists,
             "options": dict(self.plan.options),
+            "types_sha256": _types_digest({row["name"]: row["type"] for row in rows}),
             "tensors": [{field: row[field] for field in fields} for row in rows],
             "warnings": list(self.plan.warnings),
             "left_out": [{"name": name, "reason": reason} for name, reason in self.plan.source.left_out],
@@ -155,23 +160,92 @@ def _free(dst: Path) -> int | None:
         return None
 
 
-def read_plan(path: str | os.PathLike[str]) -> tuple[str, Mapping[str, str]]:
-    """The target and the type of each tensor of a plan file, edited or not; sizes in it do not count.
+@dataclass(frozen=True, slots=True)
+class PlanFile:
+    """What a plan file says; sizes in it do not count.
+
+    Attributes:
+        path: the file.
+        to: the target.
+        names: the target's names: as the plan has it, and as it was asked for.
+        types: type of each tensor, edited or not.
+        edited: whether types were edited.
+        mixed: whether they were chosen for a size.
+        imatrix: name and size of the importance data that it was made with; ``None`` without.
+        pre: value of ``tokenizer.ggml.pre`` that was asked for.
+    """
+
+    path: Path
+    to: str
+    names: frozenset[str]
+    types: Mapping[str, str]
+    edited: bool
+    mixed: bool
+    imatrix: tuple[str, int] | None
+    pre: str | None
+
+    def check(self, to: str | None, imatrix: str | os.PathLike[str] | None) -> None:
+        """Refuse options that contradict what the plan was made for.
+
+        Raises:
+            ArgumentError: another target, or other importance data, or none.
+            IoError: the importance data cannot be looked at.
+        """
+        if to is not None and to.lower() not in self.names:
+            raise ArgumentError(f"to='{to}': the plan is for '{self.to}'; make another one", file=self.path)
+        if self.imatrix is None:
+            return
+        name, size = self.imatrix
+        found = None if imatrix is None else stamp(checked_path(imatrix, "imatrix"))
+        if found is None or found[1] != size:
+            what = "it is missing" if found is None else f"'{found[0]}' has {found[1]:,}"
+            raise ArgumentError(
+                f"the plan was made with the importance data '{name}' of {size:,} bytes, {what}; give it with imatrix",
+                file=self.path,
+            )
+
+
+def read_plan(path: str | os.PathLike[str]) -> PlanFile:
+    """The target, the type of each tensor, and the options of a plan file.
 
     Raises:
         FormatError: it is no plan.
         IoError: it cannot be read.
     """
-    data = read_object(Path(path))
+    path = Path(path)
+    data = read_object(path)
     if data.get("subbyte_plan") != VERSION:
         raise FormatError(f"expected a plan of version {VERSION}, found {data.get('subbyte_plan')!r}", file=path)
-    target, tensors = data.get("to"), data.get("tensors")
-    if not isinstance(target, str) or not isinstance(tensors, list):
-        raise FormatError("expected the keys 'to' and 'tensors'", file=path)
+    target, tensors, options = data.get("to"), data.get("tensors"), data.get("options", {})
+    if not isinstance(target, str) or not isinstance(tensors, list) or not isinstance(options, dict):
+        raise FormatError("expected the keys 'to', 'tensors' and 'options'", file=path)
     types: dict[str, str] = {}
     for entry in tensors:
         name, kind = (entry.get("name"), entry.get("type")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(kind, str) or name in types:
             raise FormatError(f"expected tensors with one name and type each, found {entry!r:.80}", file=path)
         types[name] = kind
-    return target, types
+    asked, imatrix, pre = options.get("to", target), options.get("imatrix"), options.get("pre")
+    if not isinstance(asked, str) or not isinstance(pre, str | None) or not _is_stamp(imatrix):
+        raise FormatError("options: expected what convert was given", file=path)
+    mixed = any(options.get(name) is not None for name in ("target_size", "target_bpw"))
+    return PlanFile(
+        path,
+        asked if asked in ("gguf", "hf") and not mixed else target,
+        frozenset((asked.lower(), target.lower())),
+        types,
+        data.get("types_sha256") != _types_digest(types),
+        mixed,
+        None if imatrix is None else (imatrix[0], imatrix[1]),
+        pre,
+    )
+
+
+def _is_stamp(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and isinstance(value[1], int)
+    )
+
+
+def _types_digest(types: Mapping[str, str]) -> str:
+    return digest(json.dumps(list(types.items())).encode())

@@ -57,11 +57,15 @@ def make_plan(
     target_size: str | int | None = None,
     target_bpw: float | None = None,
     types: Mapping[str, str] | None = None,
+    edited: bool = False,
+    mixed: bool = False,
 ) -> Plan:
     """Plan the conversion of ``src``; arguments as :func:`subbyte.convert`.
 
     Args:
-        types: type of every tensor by name, decided already (an edited plan).
+        types: type of every tensor by name, decided already (a plan file).
+        edited: whether somebody changed them, so that they are no longer those of the target.
+        mixed: whether they were chosen for a size.
 
     Raises:
         ArgumentError: the options contradict each other or the model.
@@ -99,12 +103,17 @@ def make_plan(
     if pre is not None:
         _rename_pre(source, pre)
     copied = source.format == "gguf" and not target_name and not budget
+    if source.no_model and not copied:
+        raise UnsupportedError(f"{source.no_model}; only a copy can be made of it, with to='gguf'", file=src)
     target = _noted_type(source) if copied else file_type(target_name or _own_type(source))
     # A checkpoint becomes a float or Q8_0 file in one step of the original converter; every other file is what the
     # original quantizer makes of a file that holds the checkpoint exactly.
-    direct = copied or (source.format == "safetensors" and target.name in (*FLOATS, "Q8_0") and not budget)
+    direct = copied or (
+        source.format == "safetensors" and target.name in (*FLOATS, "Q8_0") and not budget and not mixed
+    )
     if types is not None:
         chosen = _given_types(source, types)
+        target = nearest_file_type(_shares(source, chosen)) if edited else target
     elif copied:
         chosen = {recipe.name: _overridden(recipe, options) or recipe.type for recipe in source.recipes}
     elif budget:
@@ -319,6 +328,8 @@ def _given_types(source: Source, types: Mapping[str, str]) -> dict[str, str]:
         if recipe.columns % TYPES[kind_].block:
             raise ArgumentError(f"rows of {recipe.columns} elements are no whole blocks of {kind_}", tensor=name)
         chosen[name] = kind_
+        if quantized(kind_) and kind_ != recipe.type and not is_quantizable(name, recipe.shape):
+            source.warnings.append(f"tensor '{name}': {kind_}, where programs expect floats and may refuse the file")
     return chosen
 
 

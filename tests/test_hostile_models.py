@@ -1,0 +1,136 @@
+"""Models whose parts contradict each other: said or refused, never a hang, never a file that looks right and is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import subbyte
+from checkpoints import GOLDEN, checkpoint, llama_tensors
+from subbyte.io.gguf import GgufFile, GgufValue, write_gguf
+
+TINY = GOLDEN / "convert" / "tiny-llama"
+BF16 = GOLDEN / "convert" / "tiny-llama-bf16.gguf"
+Q8_0 = GOLDEN / "convert" / "tiny-llama-q8_0.gguf"
+
+
+def changed(path: Path, keys: dict[str, Any], drop: tuple[str, ...] = (), source: Path = BF16) -> Path:
+    """A copy of a GGUF file with other metadata, and without some tensors."""
+    file = GgufFile(source)
+    metadata = {key: GgufValue(file.metadata_types[key], value) for key, value in file.metadata.items()}
+    tensors = {name: (tensor.type, file.raw(name)) for name, tensor in file.items() if name not in drop}
+    write_gguf(path, {key: value for key, value in (metadata | keys).items() if value is not None}, tensors)
+    return path
+
+
+@pytest.mark.parametrize("to", ["hf.f32", "hf.bf16", "hf", "gguf", "gguf.bf16"])
+def test_nan_never_passes(tmp_path: Path, to: str) -> None:
+    data = bytearray(BF16.read_bytes())
+    data[-2:] = b"\xc0\x7f"
+    (tmp_path / "nan.gguf").write_bytes(data)
+    with pytest.raises(subbyte.NonFiniteError, match="is NaN"):
+        subbyte.convert(tmp_path / "nan.gguf", tmp_path / "out", to=to)
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.gguf"]
+
+
+def test_a_scale_that_is_nan_never_becomes_a_float(tmp_path: Path) -> None:
+    data = bytearray(Q8_0.read_bytes())
+    data[8992:8994] = b"\0\x7e"
+    (tmp_path / "nan.gguf").write_bytes(data)
+    for to in ("hf.f32", "hf.f16", "hf.bf16", "gguf.f32", "gguf"):
+        with pytest.raises(subbyte.NonFiniteError):
+            subbyte.convert(tmp_path / "nan.gguf", tmp_path / "out", to=to)
+
+
+@pytest.mark.parametrize("arch", ["llama", "deepseek2", "gemma2", "gemma3", "qwen3moe", "bert", "gpt-oss", "phi3"])
+@pytest.mark.parametrize("layers", [4097, 1_000_000, 4_000_000_000])
+def test_layers_that_no_model_has(tmp_path: Path, arch: str, layers: int) -> None:
+    file = GgufFile(BF16)
+    keys: dict[str, Any] = {f"{arch}.{key.partition('.')[2]}": GgufValue(file.metadata_types[key], value)
+            for key, value in file.metadata.items() if key.startswith("llama.")}  # fmt: skip
+    keys |= {"general.architecture": arch, f"{arch}.block_count": GgufValue("u32", layers)}
+    source = changed(tmp_path / "m.gguf", keys)
+    start = time.monotonic()
+    with pytest.raises(subbyte.FormatError, match=r"at most 4,096|below 2\^31"):
+        subbyte.plan(source, to="hf.f32")
+    subbyte.plan(source, to="gguf")
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_settings_that_are_not_finite_are_left_out(tmp_path: Path, value: float) -> None:
+    source = changed(tmp_path / "m.gguf", {"llama.attention.layer_norm_rms_epsilon": GgufValue("f32", value)})
+    report = subbyte.convert(source, tmp_path / "out", to="hf.f32")
+    assert any("rms_norm_eps is" in warning for warning in report.warnings)
+    text = (tmp_path / "out" / "config.json").read_text()
+    assert "rms_norm_eps" not in json.loads(text, parse_constant=lambda name: pytest.fail(name))
+
+
+@pytest.mark.parametrize("to", ["hf.f32", "gguf", "gguf.f16"])
+def test_missing_tensors_of_a_gguf_file_are_mentioned(tmp_path: Path, to: str) -> None:
+    assert not [warning for warning in subbyte.plan(BF16, to=to).plan.warnings if "missing" in warning]
+    source = changed(tmp_path / "m.gguf", {}, drop=("blk.1.ffn_up.weight",))
+    warnings = subbyte.plan(source, to=to).plan.warnings
+    assert "tensor 'blk.1.ffn_up.weight' is missing from the file" in warnings
+
+
+@pytest.mark.parametrize("to", ["hf.f32", "gguf", "gguf.f16"])
+def test_metadata_that_contradict_the_shapes_are_mentioned(tmp_path: Path, to: str) -> None:
+    source = changed(tmp_path / "m.gguf", {"llama.embedding_length": GgufValue("u32", 4_000_000)})
+    warnings = subbyte.plan(source, to=to).plan.warnings
+    assert any("'token_embd.weight': shape (" in warning and "4000000" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("key", ["embedding_length", "attention.head_count", "block_count"])
+@pytest.mark.parametrize("value", [0, 1 << 31, 4_000_000_000])
+def test_sizes_that_no_model_has(tmp_path: Path, key: str, value: int) -> None:
+    source = changed(tmp_path / "m.gguf", {f"llama.{key}": GgufValue("u32", value)})
+    with pytest.raises(subbyte.FormatError, match=f"llama.{key}: expected a positive number"):
+        subbyte.plan(source, to="hf.f32")
+
+
+def test_one_shard_of_several_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    shard = folder / "model-00001-of-00002.safetensors"
+    (folder / "model.safetensors").rename(shard)
+    for source in (folder, shard):
+        for to in ("gguf.q8_0", "hf.bf16"):
+            with pytest.raises(subbyte.FormatError, match="one of 2 files"):
+                subbyte.convert(source, tmp_path / "out", to=to)
+    shard.rename(folder / "model-00001-of-00001.safetensors")
+    assert subbyte.plan(folder, to="gguf.q8_0").nbytes > 0
+
+
+def test_experts_that_the_checkpoint_does_not_have(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m", llama_tensors(), num_local_experts=1_000_000_000)
+    warnings = subbyte.plan(folder, to="gguf.f16").plan.warnings
+    assert "config.json: 1,000,000,000 experts, the checkpoint has none" in warnings
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "no layers": {"general.architecture": "sd"},
+    "projector": {"general.architecture": "clip", "general.type": "mmproj"},
+    "importance": {"general.type": "imatrix"},
+    "nothing": {"general.name": "bare"},
+}
+
+
+@pytest.mark.parametrize("keys", KINDS.values(), ids=KINDS)
+def test_gguf_files_that_are_no_language_model(tmp_path: Path, keys: dict[str, Any]) -> None:
+    source = tmp_path / "m.gguf"
+    values = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)
+    write_gguf(source, keys, {"a.weight": values, "b": values[0]})
+    assert subbyte.verify(source).ok
+    assert [entry.name for entry in subbyte.report(source).tensors] == ["a.weight", "b"]
+    subbyte.convert(source, tmp_path / "copy.gguf", to="gguf")
+    assert (tmp_path / "copy.gguf").read_bytes() == source.read_bytes()
+    assert subbyte.verify(tmp_path / "copy.gguf", source).ok
+    with pytest.raises(subbyte.UnsupportedError, match="only a copy can be made of it"):
+        subbyte.convert(source, tmp_path / "q.gguf", to="gguf.q8_0")
