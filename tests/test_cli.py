@@ -39,6 +39,38 @@ def test_the_examples_of_the_help_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(cli._EXAMPLES) == list(commands)
 
 
+def test_settings_of_a_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--set", "group_size=64", "--set", "sym=false", "--set", "version=gptq"]
+    code, out, _ = run(capsys, "convert", SMALL_LLAMA, tmp_path / "a", "--to", "gptq", "--json", *settings)
+    assert code == 0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())["quantization_config"]
+    assert (config["group_size"], config["sym"], config["checkpoint_format"]) == (64, False, "gptq")
+    rows = [row for row in json.loads(out)["tensors"] if row["layer"] == "model.layers.0.mlp.up_proj.weight"]
+    assert {row["elements"] for row in rows} == {256 * 768}
+    assert [row["source_nbytes"] for row in rows] == [2 * 256 * 768] + [0] * (len(rows) - 1)
+    assert sum(row["bits_per_weight"] for row in rows) == pytest.approx(4 + 20 / 64 + 32 / 768)
+    for wrong, message in (
+        ("group_size", "expected KEY=VALUE"),
+        ("colour=red", "no setting 'colour'"),
+        ("bits=9", "expected one of"),
+        ("to=awq", "no setting of a target"),
+    ):
+        code, _, err = run(capsys, "plan", SMALL_LLAMA, "--to", "gptq", "--set", wrong)
+        assert (code, message in err) == (2, True), err
+    assert "has no setting 'bits'" in run(capsys, "plan", SMALL_LLAMA, "--to", "gguf.q8_0", "--set", "bits=4")[2]
+
+
+def test_targets_are_listed_with_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "list", "targets", "--json")
+    assert code == 0
+    rows = {(row["target"], row["setting"]): row for row in json.loads(out)}
+    assert rows["gptq", "group_size"]["about"]
+    assert rows["gptq.v1", "version"]["default"] == "gptq"
+    assert rows["awq", "bits"]["choices"] == [4]
+    assert ("gguf.q4_k_m", None) in rows
+    assert "group_size" in run(capsys, "list", "targets")[1]
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     code = cli.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()

@@ -339,14 +339,14 @@ def test_the_experts_of_gpt_oss_become_dense_as_through_gguf(tmp_path: Path) -> 
     subbyte.convert(tmp_path / "m.gguf", tmp_path / "through", to="hf.bf16")
     direct, through = SafetensorsFile(tmp_path / "direct"), SafetensorsFile(tmp_path / "through")
     assert set(direct) == set(through)
-    for name in direct:
-        assert np.array_equal(direct.raw(name), through.raw(name)), name
+    for name in direct:  # the original's table has a negative zero, that of ggml has not
+        assert np.array_equal(direct.array(name), through.array(name)), name
     assert "quantization_config" not in json.loads((tmp_path / "direct" / "config.json").read_text())
 
 
 def test_refusals(tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "q", quantization_config={"quant_method": "gptq"})
-    with pytest.raises(subbyte.UnsupportedError, match="'gptq'"):
+    source = checkpoint(tmp_path / "q", quantization_config={"quant_method": "unheard-of"})
+    with pytest.raises(subbyte.UnsupportedError, match="'unheard-of'"):
         subbyte.convert(source, tmp_path / "out", to="hf.bf16")
     bare = tmp_path / "bare"
     bare.mkdir()

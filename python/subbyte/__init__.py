@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from subbyte.checkpoint import Checkpoint, Weight
     from subbyte.codec import Codec, Encoded, codec_ids, get_codec, register_codec
     from subbyte.convert import convert, plan, verify
-    from subbyte.convert.catalogue import list_codecs, list_conversions, list_formats, list_levels
+    from subbyte.convert.catalogue import list_codecs, list_conversions, list_formats, list_levels, list_targets
     from subbyte.convert.summary import report
     from subbyte.inspection import inspect
 
@@ -65,6 +65,7 @@ __all__ = [
     "list_conversions",
     "list_formats",
     "list_levels",
+    "list_targets",
     "load_state_dict",
     "open",
     "plan",
@@ -81,7 +82,7 @@ _LAZY = {
         "subbyte.checkpoint": ("Checkpoint", "Weight"),
         "subbyte.codec": ("Codec", "Encoded", "codec_ids", "get_codec", "register_codec"),
         "subbyte.convert": ("convert", "plan", "verify"),
-        "subbyte.convert.catalogue": ("list_codecs", "list_conversions", "list_formats", "list_levels"),
+        "subbyte.convert.catalogue": ("list_codecs", "list_conversions", "list_formats", "list_levels", "list_targets"),
         "subbyte.convert.summary": ("report",),
         "subbyte.inspection": ("inspect",),
     }.items()

@@ -24,10 +24,14 @@ _EXAMPLES = {
   subbyte convert examples/small-llama fitting.gguf --target-size 4MiB
   subbyte convert examples/small-llama mixed.gguf --to gguf.q4_0 --tensor-type 'attn_v=q6_k'
   subbyte convert small-llama.gguf smaller.gguf --to gguf.q2_k --lossy
-  subbyte convert small-llama.gguf small-llama-floats --to hf.bf16""",
+  subbyte convert small-llama.gguf small-llama-floats --to hf.bf16
+  subbyte convert examples/small-llama small-llama-gptq --to gptq --set group_size=64 --set sym=false
+  subbyte convert small-llama-gptq small-llama-mlx --to mlx""",
     "plan": """\
   subbyte plan examples/small-llama small-llama.gguf --to gguf.q4_k_m
-  subbyte plan examples/small-llama --target-bpw 4.25 --json""",
+  subbyte plan examples/small-llama --target-bpw 4.25 --json
+  subbyte plan small-llama-gptq --to gguf
+  subbyte plan examples/small-llama --to awq --set group_size=64""",
     "inspect": """\
   subbyte inspect small-llama.gguf --tensors
   subbyte inspect small-llama.gguf blk.0.attn_q.weight""",
@@ -38,6 +42,7 @@ _EXAMPLES = {
   subbyte report small-llama.gguf --against examples/small-llama --html report.html --csv report.csv""",
     "list": """\
   subbyte list levels
+  subbyte list targets
   subbyte list conversions""",
     "env": """\
   subbyte env""",
@@ -120,7 +125,9 @@ def parser() -> argparse.ArgumentParser:
 def _planning_options() -> argparse.ArgumentParser:
     """The options that say what a conversion is to do."""
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--to", metavar="TARGET", help="gguf.q4_k_m, gguf.bf16, hf.bf16 …: see subbyte list formats")
+    options.add_argument(
+        "--to", metavar="TARGET", help="gguf.q4_k_m, gguf.bf16, hf.bf16, gptq …: see subbyte list targets"
+    )
     options.add_argument("--target-size", metavar="SIZE", help="choose types for a file of at most SIZE: 4.0GiB, 3.5GB")
     options.add_argument("--target-bpw", type=float, metavar="BITS", help="choose types for so many bits per weight")
     options.add_argument("--plan", metavar="FILE", help="use the types of a plan file (subbyte plan --json, edited)")
@@ -137,6 +144,13 @@ def _planning_options() -> argparse.ArgumentParser:
     )
     options.add_argument("--imatrix", metavar="FILE", help="importance data, .gguf or .dat")
     options.add_argument("--pre", metavar="NAME", help="tokenizer.ggml.pre, where it cannot be derived")
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the target: bits, group_size … (subbyte list targets); may repeat",
+    )
     options.add_argument("--strict", action="store_true", help="refuse where there would be warnings")
     return options
 
@@ -145,6 +159,7 @@ _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "formats": lambda: subbyte.list_formats(),
     "codecs": lambda: subbyte.list_codecs(),
     "conversions": lambda: subbyte.list_conversions(),
+    "targets": lambda: subbyte.list_targets(),
     "levels": lambda: subbyte.list_levels(),
 }
 
@@ -152,6 +167,19 @@ _PLANNING = (
     "to", "target_size", "target_bpw", "plan", "lossy", "pure", "output_tensor_type", "token_embedding_type",
     "tensor_type", "imatrix", "pre", "strict",
 )  # fmt: skip
+
+
+def _planning(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that say what a conversion is to do, settings of the target included."""
+    found = {name: getattr(options, name) for name in _PLANNING}
+    for setting in options.set:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.isidentifier():
+            raise subbyte.ArgumentError(f"--set {setting}: expected KEY=VALUE, such as group_size=64")
+        if key in found or key in ("src", "dst", "overwrite", "fresh", "wait", "progress", "cancel"):
+            raise subbyte.ArgumentError(f"--set {setting}: no setting of a target: subbyte list targets shows them")
+        found[key] = value
+    return found
 
 
 def _add_progress(command: argparse.ArgumentParser) -> None:
@@ -218,7 +246,7 @@ class _Notices:
 
 
 def _plan(options: argparse.Namespace, notices: _Notices) -> int:
-    forecast = subbyte.plan(options.src, options.dst, **{name: getattr(options, name) for name in _PLANNING})
+    forecast = subbyte.plan(options.src, options.dst, **_planning(options))
     if options.json:
         _print_json(forecast.to_json())
         return OK
@@ -238,7 +266,7 @@ def _convert(options: argparse.Namespace, notices: _Notices) -> int:
         report = subbyte.convert(
             options.src,
             options.dst,
-            **{name: getattr(options, name) for name in _PLANNING},
+            **_planning(options),
             overwrite=options.overwrite,
             fresh=options.fresh,
             wait=options.wait,

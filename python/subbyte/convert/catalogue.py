@@ -13,16 +13,40 @@ from subbyte.convert.values import kind
 from subbyte.formats import PLANNED, format_ids
 from subbyte.ggml import TYPES
 from subbyte.planning.mix import FILE_TYPES
+from subbyte.routes import find_target, target_ids
 
 
 def list_formats() -> list[dict[str, Any]]:
     """Format ids and conversion targets: ``id``; ``use`` (``"convert"`` or ``"decode, encode"``); ``status``."""
     targets = [{"id": f"gguf.{name.lower()}", "use": "convert", "status": "supported"} for name in FILE_TYPES]
     targets += [{"id": f"hf.{name.lower()}", "use": "convert", "status": "supported"} for name in FLOATS]
+    targets += [{"id": name, "use": "convert", "status": "supported"} for name in target_ids()]
     layers = [*codec_ids(), *format_ids()]
     codecs = [{"id": name, "use": "decode, encode", "status": "supported"} for name in layers]
     planned = [{"id": name, "use": "decode, encode", "status": "planned"} for name in sorted(PLANNED)]
     return targets + codecs + planned
+
+
+def list_targets() -> list[dict[str, Any]]:
+    """Targets of conversions: a row for each setting of each: ``target``, ``setting``, ``default``, ``about``.
+
+    ``default`` is that of floats that are quantized; codes that are moved keep the bits and groups of their source.
+    A target without settings has one row. ``choices`` are the values that a setting may have; empty: any.
+    """
+    plain = ["gguf", *(f"gguf.{name.lower()}" for name in FILE_TYPES), "hf", *(f"hf.{name.lower()}" for name in FLOATS)]
+    rows: list[dict[str, Any]] = [
+        {"target": name, "setting": None, "default": None, "choices": [], "about": ""} for name in plain
+    ]
+    for name in target_ids():
+        found = find_target(name)
+        if found is None:
+            raise KeyError(name)
+        target, fixed = found
+        for key, option in target.options.items():
+            default = fixed.get(key, option.default)
+            rows.append({"target": name, "setting": key, "default": default, "choices": list(option.choices),
+                         "about": option.about})  # fmt: skip
+    return rows
 
 
 def list_codecs() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from subbyte.io import remote
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.planes import Plane, stored
 from subbyte.routes import blocks
-from subbyte.routes.fit import Fit, MisfitError
+from subbyte.routes.fit import Grade, MisfitError
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -56,6 +56,13 @@ class Kept:
             return found
 
 
+class Moved(NamedTuple):
+    """How well blocks hold a layer, and the scale of the whole tensor beside them."""
+
+    grade: Grade
+    scale: float
+
+
 class Layers(Mapping[str, Layer]):
     """The quantized layers of a checkpoint by the name of the dense weight.
 
@@ -75,6 +82,7 @@ class Layers(Mapping[str, Layer]):
         self.tensors = SafetensorsFile(path, mmap=False)
         self._layers = {name: weight.layer for name, weight in self._mapped.items() if weight.layer is not None}
         self.kept = Kept()
+        self._held: dict[tuple[str, str], Moved | MisfitError] = {}
 
     def __getitem__(self, name: str) -> Layer:
         return self._layers[name]
@@ -98,6 +106,25 @@ class Layers(Mapping[str, Layer]):
         if isinstance(self.path, remote.RemotePath):
             return self._form(name, _assumed)
         return self._mapped[name].form()
+
+    def held(self, name: str, type: str) -> Moved:
+        """How well blocks of ``type`` hold the layer; found out once.
+
+        Raises:
+            MisfitError: they do not.
+        """
+        found = self._held.get((name, type))
+        if found is None:
+            try:
+                fit = blocks.fit(self.look(name), type)
+                multiplier = fit.form.multiplier if isinstance(fit.form, Microscaled) else None
+                found = Moved(fit.grade, 1.0 if multiplier is None else float(multiplier))
+            except MisfitError as error:
+                found = error
+            self._held[name, type] = found
+        if isinstance(found, MisfitError):
+            raise found
+        return found
 
     def form(self, name: str) -> Form:
         """The layer's form for work: its planes are read, and kept while neighbours are worked on."""
@@ -150,14 +177,14 @@ class LayerRows(Rows):
         name: of the dense weight.
         shape: dense shape.
         type: F32, F16, BF16, or a ggml type whose blocks hold the layer's codes.
-        fit: how well they do; None for floats.
+        held: how well they do; None for floats.
     """
 
     layers: Layers
     name: str
     shape: tuple[int, ...]
     type: str
-    fit: Fit | None = None
+    held: Moved | None = None
 
     @property
     def layered(self) -> bool:
@@ -184,11 +211,18 @@ class LayerRows(Rows):
 
     def as_type(self, type: str) -> LayerRows | None:
         if type in FLOATS:
-            return replace(self, type=type, fit=None)
+            return replace(self, type=type, held=None)
         try:
-            return replace(self, type=type, fit=blocks.fit(self.layers.look(self.name), type))
+            return replace(self, type=type, held=self.layers.held(self.name, type))
         except MisfitError:
             return None
+
+    def misfit(self, type: str) -> str:
+        try:
+            self.layers.held(self.name, type)
+        except MisfitError as error:
+            return error.message
+        return ""
 
     def place(self, row: int, column: int) -> Place:
         size = nbytes("F32", self.shape)
@@ -200,15 +234,12 @@ class LayerRows(Rows):
         return (self.layers.format or "").upper()
 
     @property
-    def fits(self) -> list[Fit]:
-        return [] if self.fit is None else [self.fit]
+    def grades(self) -> list[Grade]:
+        return [] if self.held is None else [self.held.grade]
 
     @property
     def tensor_scales(self) -> list[float]:
-        if self.type != "NVFP4" or self.fit is None or not isinstance(self.fit.form, Microscaled):
-            return []
-        multiplier = self.fit.form.multiplier
-        return [1.0 if multiplier is None else float(multiplier)]
+        return [] if self.held is None or self.type != "NVFP4" else [self.held.scale]
 
 
 def layer_rows(layers: Layers, name: str) -> Rows:
@@ -221,7 +252,7 @@ def layer_rows(layers: Layers, name: str) -> Rows:
     floats = LayerRows(layers, name, layer.shape, "F32")
     for type in _candidates(layers.look(name)):
         found = floats.as_type(type)
-        if found is not None and found.fit is not None and found.fit.kind != "rounded":
+        if found is not None and found.held is not None and found.held.grade.kind != "rounded":
             return found
     return floats
 

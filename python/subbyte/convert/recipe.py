@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,21 @@ from subbyte.convert.values import kind
 from subbyte.errors import Error, FormatError, UnsupportedError
 from subbyte.routes.fit import KINDS
 
-__all__ = ["ByteRange", "Raw", "Recipe", "computed"]
+__all__ = ["ByteRange", "Held", "Raw", "Recipe", "computed"]
+
+
+class Held(NamedTuple):
+    """How a tensor gets the type of a target.
+
+    Attributes:
+        recipe: its rows: in that type, or in one that is encoded to it.
+        kind: what happens to the values.
+        why: what rounds, and by how much at most; or why the codes cannot be moved; empty where all is said.
+    """
+
+    recipe: Recipe
+    kind: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,24 +83,26 @@ class Recipe:
         shifted = isinstance(self.content, Shifted) and found in ("exact", "exact-value")
         return "rounded" if shifted else found  # the sum has at most 24 significant bits
 
-    def held_as(self, target: str) -> tuple[Recipe, str]:
-        """The recipe that gives a tensor of type ``target``, and what happens to the values.
+    def held_as(self, target: str) -> Held:
+        """How the tensor gets type ``target``.
 
         The codes of a quantized layer move where blocks of the target hold them; its values are encoded otherwise.
         """
         content = self.content
         if not content.layered:
-            return self, self.kind(target)
+            return Held(self, self.kind(target))
         held = content if content.type == target else content.as_type(target)
         if held is not None and quantized(target):
-            kinds = [fit.kind for fit in held.fits]
-            return replace(self, content=held), max(kinds, key=KINDS.index, default="exact")
+            grades = held.grades
+            worst = max((grade.kind for grade in grades), key=KINDS.index, default="exact")
+            reasons = dict.fromkeys(grade.reason for grade in grades if grade.reason)
+            return Held(replace(self, content=held), worst, "; ".join(reasons))
         if held is not None:
-            return replace(self, content=held), "exact-value" if target == "F32" else "rounded"
+            return Held(replace(self, content=held), "exact-value" if target == "F32" else "rounded")
         floats = content.as_type("F32")
         if floats is None:
             raise UnsupportedError(f"cannot become {target}", tensor=self.name)
-        return replace(self, content=floats), "requantized"
+        return Held(replace(self, content=floats), "requantized", content.misfit(target))
 
     @property
     def ranges(self) -> list[ByteRange]:

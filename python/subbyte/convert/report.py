@@ -23,12 +23,15 @@ class Row:
         name: name in the target.
         shape: NumPy order.
         source_type, type: types before and after.
-        source_nbytes, nbytes: bytes before and after.
-        bits_per_weight: bits per element in the target.
+        source_nbytes, nbytes: bytes before and after; those of a layer before are counted with its first plane.
+        bits_per_weight: bits per weight in the target; those of the planes of a layer add up.
         kind: what happened to the values (:func:`~subbyte.convert.values.kind`).
         seconds: time it took, summed over threads.
         sha256: hash over those of its units (:mod:`subbyte.convert.manifest`).
         unit_rows: rows of a unit.
+        why: what rounds and by how much at most, or why the codes could not be moved.
+        layer: name of the dense weight that it is a plane of; empty for a tensor of its own.
+        elements: weights, of the whole layer for a plane.
     """
 
     name: str
@@ -42,14 +45,31 @@ class Row:
     seconds: float = 0.0
     sha256: str = ""
     unit_rows: int = 0
+    why: str = ""
+    layer: str = ""
+    elements: int = 0
 
     @classmethod
     def of(cls, tensor: TensorPlan, seconds: float = 0.0, sha256: str = "", unit_rows: int = 0) -> Row:
         """The row of a planned tensor."""
-        recipe = tensor.recipe
-        bits = 8 * tensor.nbytes / recipe.elements if recipe.elements else 0.0
-        return cls(tensor.name, tensor.shape, recipe.content.stored, tensor.type, recipe.source_nbytes, tensor.nbytes,
-                   bits, tensor.kind, seconds, sha256, unit_rows)  # fmt: skip
+        recipe, part = tensor.recipe, tensor.part
+        elements = recipe.elements if part is None else part.elements
+        before = recipe.source_nbytes if part is None else part.source_nbytes
+        bits = 8 * tensor.nbytes / elements if elements else 0.0
+        return cls(tensor.name, tensor.shape, recipe.content.stored, tensor.type, before, tensor.nbytes, bits,
+                   tensor.kind, seconds, sha256, unit_rows, tensor.why, "" if part is None else part.layer,
+                   elements)  # fmt: skip
+
+
+def weights(rows: Iterable[Row]) -> int:
+    """Weights of the tensors, those of a layer counted once."""
+    seen: set[str] = set()
+    total = 0
+    for row in rows:
+        if not row.layer or row.layer not in seen:
+            total += row.elements
+            seen.add(row.layer)
+    return total
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
@@ -119,8 +139,8 @@ class Report:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data per element, over all tensors."""
-        elements = sum(8 * row.nbytes / row.bits_per_weight for row in self.tensors if row.bits_per_weight)
+        """Bits of tensor data per weight, over all tensors."""
+        elements = weights(self.tensors)
         return 8 * sum(row.nbytes for row in self.tensors) / elements if elements else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -183,26 +203,21 @@ class Report:
 
 
 def conversion_table(rows: Iterable[Row]) -> str:
-    """The rows of a conversion with their totals as text."""
+    """The rows of a conversion with their totals as text; class and reason stand once for the planes of a layer."""
     rows = list(rows)
     before, after = sum(row.source_nbytes for row in rows), sum(row.nbytes for row in rows)
-    elements = sum(_elements(row.shape) for row in rows)
-    body = [
-        (row.name, row.source_type, row.type, f"{row.source_nbytes:,}", f"{row.nbytes:,}", f"{row.bits_per_weight:.2f}",
-         row.kind)
-        for row in rows
-    ]  # fmt: skip
-    body.append(
-        (f"{len(rows)} tensors", "", "", f"{before:,}", f"{after:,}", f"{8 * after / max(elements, 1):.2f}", "")
-    )
-    return table(("tensor", "from", "to", "bytes in", "bytes out", "bits/weight", "values"), body, right={3, 4, 5})
-
-
-def _elements(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    body = []
+    last = ""
+    for row in rows:
+        first = not row.layer or row.layer != last
+        last = row.layer
+        once = (row.source_type, f"{row.source_nbytes:,}", row.kind, row.why) if first else ("", "", "", "")
+        body.append((row.name, once[0], row.type, once[1], f"{row.nbytes:,}", f"{row.bits_per_weight:.2f}", *once[2:]))
+    bits = 8 * after / max(weights(rows), 1)
+    body.append((f"{len(rows)} tensors", "", "", f"{before:,}", f"{after:,}", f"{bits:.2f}", "", ""))
+    head = ("tensor", "from", "to", "bytes in", "bytes out", "bits/weight", "values", "because")
+    shown = len(head) if any(row.why for row in rows) else len(head) - 1
+    return table(head[:shown], [cells[:shown] for cells in body], right={3, 4, 5})
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> str:

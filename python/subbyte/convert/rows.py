@@ -21,7 +21,7 @@ from subbyte.convert.types import Raw, nbytes
 from subbyte.convert.values import to_float32
 from subbyte.errors import FormatError
 from subbyte.ggml import TYPES
-from subbyte.routes.fit import Fit
+from subbyte.routes.fit import Grade
 
 
 class ByteRange(NamedTuple):
@@ -90,7 +90,7 @@ class Rows(ABC):
         return self.type
 
     @property
-    def fits(self) -> list[Fit]:
+    def grades(self) -> list[Grade]:
         """How well the type holds each quantized layer that the rows are made of."""
         return []
 
@@ -102,6 +102,10 @@ class Rows(ABC):
     def as_type(self, type: str) -> Rows | None:
         """The rows of a quantized layer with its codes in blocks of ``type``, or its values as floats; else None."""
         return None
+
+    def misfit(self, type: str) -> str:
+        """Why blocks of ``type`` cannot hold the codes of a quantized layer."""
+        return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,12 +160,15 @@ class _View(Rows):
         return self.source.stored
 
     @property
-    def fits(self) -> list[Fit]:
-        return self.source.fits
+    def grades(self) -> list[Grade]:
+        return self.source.grades
 
     @property
     def tensor_scales(self) -> list[float]:
         return self.source.tensor_scales
+
+    def misfit(self, type: str) -> str:
+        return self.source.misfit(type)
 
     def as_type(self, type: str) -> Rows | None:
         source = self.source.as_type(type)
@@ -338,12 +345,15 @@ class Stacked(Rows):
         return self.parts[0].stored
 
     @property
-    def fits(self) -> list[Fit]:
-        return [fit for part in self.parts for fit in part.fits]
+    def grades(self) -> list[Grade]:
+        return [grade for part in self.parts for grade in part.grades]
 
     @property
     def tensor_scales(self) -> list[float]:
         return [scale for part in self.parts for scale in part.tensor_scales]
+
+    def misfit(self, type: str) -> str:
+        return next(filter(None, (part.misfit(type) for part in self.parts)), "")
 
     def as_type(self, type: str) -> Rows | None:
         parts = [part.as_type(type) for part in self.parts]

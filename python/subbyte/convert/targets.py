@@ -68,6 +68,7 @@ class TargetLayer:
         params: the format's parameters.
         options: what the user set.
         moved: its codes are moved; otherwise its values are encoded.
+        kind: float type of the values that are encoded.
         kept: planes of the last few layers.
     """
 
@@ -76,6 +77,7 @@ class TargetLayer:
     params: Mapping[str, Any]
     options: Mapping[str, Any]
     moved: bool
+    kind: str
     kept: Kept
 
     def planes(self) -> dict[str, Plane]:
@@ -90,7 +92,8 @@ class TargetLayer:
         format = checkpoint_format(self.target.id)
         try:
             if not self.moved:
-                encoded = format.encode(values_of(self.recipe), params=self.params, importance=None)
+                values = _planes.float_plane(values_of(self.recipe), self.kind).array()
+                encoded = format.encode(values, params=self.params, importance=None)
                 return {name: _planes.plane(encoded[name]) for name in encoded}
             form = form_of(self.recipe)
             if form is None:

@@ -20,7 +20,7 @@ from subbyte.io.remote import Place
 from subbyte.planes import Plane
 from subbyte.planning.dense import dense_type, folder_source
 from subbyte.planning.folder import json_file, plan_folder
-from subbyte.planning.output import Plan, SmallFile, TensorPlan
+from subbyte.planning.output import Part, Plan, SmallFile, TensorPlan
 from subbyte.routes.fit import Fit, MisfitError, Target
 
 _NOT_QUANTIZED = re.compile(
@@ -94,35 +94,39 @@ class _Planned:
         """The tensors that one tensor of the source becomes."""
         form = form_of(recipe, look=True)
         fit: Fit | None = None
+        why = ""
         if form is not None:
             try:
                 fit = self.target.fit(form, self.options)
             except MisfitError as error:
-                self.again.append((recipe.name, error.message))
+                why = error.message
+                self.again.append((recipe.name, why))
         elif recipe.content.layered or quantized(recipe.type):
-            self.again.append((recipe.name, f"{recipe.type} has no exact route"))
+            why = f"{recipe.type} has no exact route"
+            self.again.append((recipe.name, why))
         elif not (self.from_floats and _is_matrix(recipe)):
             return self._dense(recipe, own)
         if fit is not None:
-            params, kind, scale = fit.params, fit.kind, _scale_kind(fit)
+            params, kind, scale, why = fit.params, fit.kind, _scale_kind(fit), fit.grade.reason
         else:
             params = self.target.params(self.options, recipe.shape if form is None else form.shape)
             kind = "quantized" if self.from_floats else "requantized"
             scale = recipe.type if recipe.type in FLOATS and not recipe.content.layered else own
-        layer = TargetLayer(self.target, recipe, params, self.options, fit is not None, self.kept)
+        layer = TargetLayer(self.target, recipe, params, self.options, fit is not None, scale, self.kept)
         self.layers[recipe.name] = params
         found = shapes(self.target, params, recipe.shape if form is None else form.shape, scale)
-        planned = []
+        planned: list[TensorPlan] = []
         for plane, (type, shape) in found.items():
             rows = PlaneRows(layer, plane, type, shape)
             name = self.target.tensor(recipe.name, plane)
-            planned.append(TensorPlan(Recipe(name, shape, rows), type, shape, kind))
+            part = Part(recipe.name, recipe.elements, 0 if planned else recipe.source_nbytes)
+            planned.append(TensorPlan(Recipe(name, shape, rows), type, shape, kind, why=why, part=part))
         return planned
 
     def _dense(self, recipe: Recipe, own: str) -> list[TensorPlan]:
         if len(recipe.shape) > 1:
             self.dense.append(recipe.name)
-        held, kind = recipe.held_as(dense_type(recipe, recipe.type if recipe.type in FLOATS else own))
+        held, kind, _ = recipe.held_as(dense_type(recipe, recipe.type if recipe.type in FLOATS else own))
         return [TensorPlan(held, held.type if kind == "exact" else own, recipe.shape, kind)]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from subbyte.convert.manifest import digest
-from subbyte.convert.report import Row, conversion_table
+from subbyte.convert.report import Row, conversion_table, weights
 from subbyte.convert.run import PIECE, unit_rows, worker_count
 from subbyte.convert.source import stamp
 from subbyte.convert.types import quantized
@@ -69,13 +69,16 @@ class Forecast:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data per element, over all tensors."""
-        elements = sum(tensor.recipe.elements for tensor in self.plan.tensors)
+        """Bits of tensor data per weight, over all tensors."""
+        elements = weights(self.rows)
         return 8 * sum(row.nbytes for row in self.rows) / elements if elements else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``: a plan file, whose tensors' ``type`` may be edited (:func:`read_plan`)."""
-        fields = ("name", "shape", "source_type", "type", "source_nbytes", "nbytes", "bits_per_weight", "kind")
+        fields = (
+            "name", "shape", "source_type", "type", "source_nbytes", "nbytes", "bits_per_weight", "kind", "why",
+            "layer", "elements",
+        )  # fmt: skip
         rows = [asdict(row) for row in self.rows]
         return {
             "subbyte_plan": VERSION,

@@ -21,6 +21,21 @@ __all__ = ["Plan", "SmallFile", "TensorFile", "TensorPlan"]
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """The layer that a tensor is a plane of.
+
+    Attributes:
+        layer: name of the dense weight.
+        elements: of the dense weight.
+        source_nbytes: bytes of the layer in the source; 0 for every plane but the first.
+    """
+
+    layer: str
+    elements: int
+    source_nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class TensorPlan:
     """One tensor of the target.
 
@@ -30,6 +45,8 @@ class TensorPlan:
         shape: shape in the file, NumPy order.
         kind: what happens to the values (:func:`~subbyte.convert.values.kind`).
         importance: weights of the columns; ``None`` without.
+        why: what rounds and by how much at most, or why codes cannot be moved; empty where there is nothing to say.
+        part: the layer that it is a plane of; ``None`` for a tensor of its own.
     """
 
     recipe: Recipe
@@ -37,6 +54,8 @@ class TensorPlan:
     shape: tuple[int, ...]
     kind: str
     importance: Importance | None = None
+    why: str = ""
+    part: Part | None = None
 
     @property
     def name(self) -> str:

@@ -109,13 +109,15 @@ class ShiftedCodes(Codes):
         return found.astype(np.uint8)
 
 
-def difference_range(form: Affine) -> tuple[int, int]:
-    """The smallest and the largest code - zero. Every code is looked at."""
+def difference_range(form: Affine, least: int, most: int) -> tuple[int, int]:
+    """The smallest and the largest code - zero, or one outside ``least`` to ``most``, which ends the search."""
     low, high = 0, 0
     for start in range(0, form.rows, _ROWS):
         found = form.differences(slice(start, min(start + _ROWS, form.rows)))
         if found.size:
             low, high = min(low, int(found.min())), max(high, int(found.max()))
+        if low < least or high > most:
+            break
     return low, high
 
 
@@ -134,10 +136,11 @@ def symmetric(form: Affine, bits: int) -> Fit:
     low, high = -int(zeros.max(initial=0)), top - int(zeros.min(initial=top))
     half = 1 << (bits - 1)
     if low < -half or high >= half:
-        low, high = difference_range(form)
+        low, high = difference_range(form, -half, half - 1)
     if low < -half or high >= half:
         raise MisfitError(
-            f"code less zero point runs from {low} to {high}: {bits} symmetric bits hold {-half} to {half - 1}"
+            f"code less zero point reaches {low if low < -half else high}: {bits} symmetric bits hold {-half} to "
+            f"{half - 1}"
         )
     return Fit(replace(form, codes=ShiftedCodes(form, bits), zeros=half), "exact-value")
 

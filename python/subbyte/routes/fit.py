@@ -24,6 +24,26 @@ class MisfitError(UnsupportedError):
 
 
 @dataclass(frozen=True, slots=True)
+class Grade:
+    """How well a target holds a weight.
+
+    Attributes:
+        kind: ``exact``, ``exact-value`` or ``rounded``.
+        bound: for ``rounded``: the largest relative change of a parameter.
+        why: for ``rounded``: what rounds.
+    """
+
+    kind: str
+    bound: float = 0.0
+    why: str = ""
+
+    @property
+    def reason(self) -> str:
+        """What rounds, and by how much at most; empty where nothing does."""
+        return f"{self.why}, by {self.bound:.2g} of their values at most" if self.why else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """A weight in the terms of a target.
 
@@ -40,6 +60,11 @@ class Fit:
     params: Mapping[str, Any] = field(default_factory=dict)
     bound: float = 0.0
     why: str = ""
+
+    @property
+    def grade(self) -> Grade:
+        """The same without the weight, which may be large."""
+        return Grade(self.kind, self.bound, self.why)
 
     def then(self, form: Form, kind: str = "exact", bound: float = 0.0, why: str = "") -> Fit:
         """After another step: the worse kind, the sum of the bounds."""
