@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -134,3 +135,25 @@ def test_gguf_files_that_are_no_language_model(tmp_path: Path, keys: dict[str, A
     assert subbyte.verify(tmp_path / "copy.gguf", source).ok
     with pytest.raises(subbyte.UnsupportedError, match="only a copy can be made of it"):
         subbyte.convert(source, tmp_path / "q.gguf", to="gguf.q8_0")
+
+
+@pytest.mark.parametrize("to", ["gguf.q4_0", "gguf.q8_0", "gguf"])
+@pytest.mark.parametrize(
+    "pattern", ["(.*)*(.*)*(.*)*$zzz", "(a|a)*$", "(x+x+)+y", ".*" * 20 + "zzz", r"(a)\1", "a" * 20_000, "(", "["]
+)
+def test_rules_that_could_run_for_long(to: str, pattern: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(subbyte.ArgumentError, match=r"tensor_type: (the|a) pattern"):
+        subbyte.plan(TINY, to=to, tensor_type=[f"{pattern}=q8_0"])
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"blk\.(0|1)\.ffn_.*weight$", "attn_[qkv]", r"^blk\.\d+\.(?!attn_v).*down", "output"]
+)
+def test_rules_as_people_write_them(pattern: str) -> None:
+    rows = subbyte.plan(TINY, to="gguf.q4_0", tensor_type={pattern: "q5_1"}).rows
+    names = {row.name for row in rows if row.type == "Q5_1"}
+    assert names
+    weights = [name for name in GgufFile(BF16) if name.endswith(".weight") and "norm" not in name]
+    assert names == {name for name in weights if re.search(pattern, name)}

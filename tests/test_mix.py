@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def test_pure_gives_one_type_wherever_it_fits() -> None:
 
 
 def test_rules_of_the_user_come_first() -> None:
-    rules = ((re.compile("attn_v"), "Q8_0"), (re.compile(r"blk\.0"), "Q6_K"))
+    rules = (("attn_v", "Q8_0"), (r"blk\.0", "Q6_K"))
     got = chosen("q4_k_m", tensor_type=rules, output_tensor_type="F16", token_embedding_type="Q2_K")
     assert got["blk.0.attn_v.weight"] == "Q8_0"
     assert got["blk.0.ffn_down.weight"] == "Q8_0"  # Q6_K does not divide 96

@@ -1,4 +1,4 @@
-"""Regular expressions from the settings of a checkpoint, which may be hostile: none of them can run for long."""
+"""Regular expressions from settings and options, which may be hostile: none of them can run for long."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def matches(pattern: str, name: str, *, anywhere: bool = False) -> bool:
     compiled, repetitions = _compiled(pattern)
     starts = len(name) + 1 if anywhere else 1
     if comb(len(name) + repetitions, repetitions) * starts > _MAX_STEPS:
-        raise LimitError(f"the pattern {pattern!r:.80} of the settings is too costly for a name like {name!r:.80}")
+        raise LimitError(f"the pattern {pattern!r:.80} is too costly for a name like {name!r:.80}")
     return (compiled.search(name) if anywhere else compiled.match(name)) is not None
 
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> tuple[re.Pattern[str], int]:
     if len(pattern) > _MAX_LENGTH:
-        raise LimitError(f"a pattern of the settings has {len(pattern)} characters: at most {_MAX_LENGTH} are read")
+        raise LimitError(f"a pattern has {len(pattern)} characters: at most {_MAX_LENGTH} are read")
     repetitions = _repetitions(pattern)
     try:
         return re.compile(pattern), repetitions
     except (re.error, OverflowError, RecursionError) as e:
-        raise FormatError(f"the pattern {pattern!r:.80} of the settings is no regular expression: {e}") from None
+        raise FormatError(f"the pattern {pattern!r:.80} is no regular expression: {e}") from None
 
 
 def _repetitions(pattern: str) -> int:
@@ -45,7 +45,7 @@ def _repetitions(pattern: str) -> int:
     """
     bare = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
     if re.search(r"\\[1-9]|\(\?P=|\(\?\(", pattern):
-        raise LimitError(f"the pattern {pattern!r:.80} of the settings refers back to its groups, which is not read")
+        raise LimitError(f"the pattern {pattern!r:.80} refers back to its groups, which is not read")
     bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", bare)
     bare = re.sub(r"\(\?(P<\w*>|<[=!]|[=!:]|[a-zA-Z]*:)?", "(", bare)
     open_groups = [[0, 0, 0]]  # most repetitions of an alternative, those of this alternative, choices
@@ -61,6 +61,6 @@ def _repetitions(pattern: str) -> int:
             most, here, choices = open_groups.pop()
             inside = max(most, here)
             if (inside or choices) and bare[at + 1 : at + 2] in ("*", "+", "{"):
-                raise LimitError(f"the pattern {pattern!r:.80} of the settings repeats a repetition, which is not read")
+                raise LimitError(f"the pattern {pattern!r:.80} repeats a repetition, which is not read")
             open_groups[-1][1] += inside
     return max(open_groups[0][:2])

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from subbyte.convert.types import FLOATS, quantized
-from subbyte.errors import ArgumentError
+from subbyte.errors import ArgumentError, FormatError, LimitError
+from subbyte.formats.patterns import matches
 from subbyte.ggml import TYPES
 
 
@@ -69,7 +70,7 @@ class MixOptions:
     pure: bool = False
     output_tensor_type: str | None = None
     token_embedding_type: str | None = None
-    tensor_type: tuple[tuple[re.Pattern[str], str], ...] = ()
+    tensor_type: tuple[tuple[str, str], ...] = ()
     importance: bool = False
 
 
@@ -173,6 +174,18 @@ def _fit(name: str, shape: Sequence[int], chosen: str) -> str:
     return chosen if row % TYPES[chosen].block == 0 else "F16"
 
 
+def rule_finds(pattern: str, name: str) -> bool:
+    """Whether the expression of a rule is found in a tensor's name; expressions that could run for long are refused.
+
+    Raises:
+        ArgumentError: it is no regular expression, or a costly one.
+    """
+    try:
+        return matches(pattern, name, anywhere=True)
+    except (FormatError, LimitError) as error:
+        raise ArgumentError(f"tensor_type: {error.message}") from None
+
+
 def overridden(name: str, shape: Sequence[int], options: MixOptions) -> str | None:
     """The type that the user's options give a tensor; ``None`` where they leave it to the file type.
 
@@ -184,7 +197,7 @@ def overridden(name: str, shape: Sequence[int], options: MixOptions) -> str | No
     if kind == "OUT" and options.output_tensor_type:
         return options.output_tensor_type
     for pattern, chosen in options.tensor_type:
-        if pattern.search(name):
+        if rule_finds(pattern, name):
             return _fit(name, shape, chosen)
     return None
 

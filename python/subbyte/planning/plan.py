@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +33,7 @@ from subbyte.planning.mix import (
     is_quantizable,
     lacking_importance,
     overridden,
+    rule_finds,
     tensor_class,
     unknown_target,
     visit_order,
@@ -159,7 +159,7 @@ def make_plan(
         "pure": pure,
         "output_tensor_type": options.output_tensor_type,
         "token_embedding_type": options.token_embedding_type,
-        "tensor_type": [f"{pattern.pattern}={name}" for pattern, name in options.tensor_type],
+        "tensor_type": [f"{pattern}={name}" for pattern, name in options.tensor_type],
         "imatrix": None if imatrix is None else stamp(Path(imatrix)),
         "pre": pre,
         "target_size": size,
@@ -214,7 +214,7 @@ def _own_type(source: Source) -> str:
     return own if own in FLOATS else "F32"
 
 
-def _rules(tensor_type: Sequence[str] | Mapping[str, str]) -> Iterable[tuple[re.Pattern[str], str]]:
+def _rules(tensor_type: Sequence[str] | Mapping[str, str]) -> Iterable[tuple[str, str]]:
     if isinstance(tensor_type, str):
         tensor_type = [tensor_type]
     pairs: list[tuple[str, str]]
@@ -227,10 +227,10 @@ def _rules(tensor_type: Sequence[str] | Mapping[str, str]) -> Iterable[tuple[re.
     for pattern, name in pairs:
         if not pattern:
             raise ArgumentError(f"tensor_type: expected REGEX=TYPE, found {name!r}")
-        try:
-            yield re.compile(pattern), parse_type(name)
-        except (re.error, TypeError) as error:
-            raise ArgumentError(f"tensor_type: {pattern!r} is not a regular expression: {error}") from None
+        if not isinstance(pattern, str):
+            raise ArgumentError(f"tensor_type: {pattern!r:.80} is not a regular expression: expected a string")
+        rule_finds(pattern, "")  # refused here if it is none
+        yield pattern, parse_type(name)
 
 
 def _idle_rules(source: Source, options: MixOptions) -> list[str]:
@@ -241,9 +241,9 @@ def _idle_rules(source: Source, options: MixOptions) -> list[str]:
         if recipe.name not in source.unknown and is_quantizable(recipe.name, recipe.shape)
     ]
     return [
-        f"tensor_type '{pattern.pattern}={name}' finds no tensor whose type can be chosen"
+        f"tensor_type '{pattern}={name}' finds no tensor whose type can be chosen"
         for pattern, name in options.tensor_type
-        if not any(map(pattern.search, free))
+        if not any(rule_finds(pattern, tensor) for tensor in free)
     ]
 
 
