@@ -8,8 +8,8 @@ import pytest
 
 import subbyte
 from formats.common import check_damage, check_hostile_settings, check_round_trip
-from subbyte.formats.integer.hqq import half_quadratic
 from subbyte.io.safetensors import write_safetensors
+from subbyte.quantize.half_quadratic import half_quadratic
 
 PACKING = {1: "1bit_u8", 2: "2bit_u8", 3: "3bit_32", 4: "4bit_u8", 5: "8bit_u8", 6: "8bit_u8", 8: "8bit_u8"}
 FIELDS = {"1bit_u8": 8, "2bit_u8": 4, "3bit_32": 10, "4bit_u8": 2, "8bit_u8": 1}

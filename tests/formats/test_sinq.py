@@ -8,9 +8,10 @@ import pytest
 
 import subbyte
 from formats.common import check_damage, check_hostile_settings, check_round_trip
-from subbyte.formats.integer.sinq import NF3, SIDE_FILE, balance
+from subbyte.formats.integer.sinq import NF3, SIDE_FILE
 from subbyte.formats.table.bitsandbytes import NF4
 from subbyte.io.safetensors import write_safetensors
+from subbyte.quantize.sinkhorn import balance
 
 PACKING = {1: "1bit_u8", 2: "2bit_u8", 3: "3bit_32", 4: "4bit_u8", 5: "5bit_32", 6: "6bit_32", 8: "8bit_u8"}
 FIELDS = {1: 8, 2: 4, 3: 10, 4: 2, 5: 6, 6: 5, 8: 1}
