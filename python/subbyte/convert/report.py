@@ -60,17 +60,6 @@ class Row:
                    tensor.kind, seconds, sha256, unit_rows, tensor.why, "" if part is None else part.layer,
                    elements)  # fmt: skip
 
-
-def weights(rows: Iterable[Row]) -> int:
-    """Weights of the tensors, those of a layer counted once."""
-    seen: set[str] = set()
-    total = 0
-    for row in rows:
-        if not row.layer or row.layer not in seen:
-            total += row.elements
-            seen.add(row.layer)
-    return total
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
         """The row whose fields are ``data``.
@@ -83,9 +72,21 @@ def weights(rows: Iterable[Row]) -> int:
         return cls(**{**values, "shape": shape})
 
 
+def weights(rows: Iterable[Row]) -> int:
+    """Weights of the tensors, those of a layer counted once."""
+    seen: set[str] = set()
+    total = 0
+    for row in rows:
+        if not row.layer or row.layer not in seen:
+            total += row.elements
+            seen.add(row.layer)
+    return total
+
+
 _ROW_FIELDS: Mapping[str, type] = {
     "name": str, "shape": list, "source_type": str, "type": str, "source_nbytes": int, "nbytes": int,
     "bits_per_weight": float, "kind": str, "seconds": float, "sha256": str, "unit_rows": int,
+    "why": str, "layer": str, "elements": int,
 }  # fmt: skip
 _FIELDS: Mapping[str, type] = {
     "src": str, "dst": str, "to": str, "nbytes": int, "seconds": float, "resumed": int, "unchanged": bool,
