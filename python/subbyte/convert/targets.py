@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import ceil, prod
@@ -21,9 +21,10 @@ from subbyte.convert.values import to_float32
 from subbyte.errors import Error, FormatError
 from subbyte.formats import checkpoint_format
 from subbyte.forms import Form
+from subbyte.forms.sample import sample, signature
 from subbyte.planes import Plane
 from subbyte.routes import blocks
-from subbyte.routes.fit import MisfitError, Target
+from subbyte.routes.fit import COMPANIONS, MisfitError, Target
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 """Element type and shape by plane."""
@@ -39,14 +40,20 @@ def form_of(recipe: Recipe, *, look: bool = False) -> Form | None:
         recipe: a tensor of a checkpoint.
         look: for a decision: as little as possible is read.
     """
-    content = recipe.content
-    if isinstance(content, Selected) and content.swapped and isinstance(content.source, LayerRows):
-        content = content.source  # the axes of a dense weight are exchanged, those of the form are not
-    if isinstance(content, LayerRows):
-        return content.layers.look(content.name) if look else content.layers.form(content.name)
+    layer = _layer_rows(recipe)
+    if layer is not None:
+        return layer.layers.look(layer.name) if look else layer.layers.form(layer.name)
     if recipe.type in (*blocks.BITS, "MXFP4", "NVFP4"):
         return blocks.form_of(recipe.type, recipe.read(0, recipe.rows), recipe.shape)
     return None
+
+
+def _layer_rows(recipe: Recipe) -> LayerRows | None:
+    """The rows of the layer that a recipe is made of, if it is."""
+    content = recipe.content
+    if isinstance(content, Selected) and content.swapped and isinstance(content.source, LayerRows):
+        content = content.source  # the axes of a dense weight are exchanged, those of the form are not
+    return content if isinstance(content, LayerRows) else None
 
 
 def values_of(recipe: Recipe) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -56,6 +63,25 @@ def values_of(recipe: Recipe) -> np.ndarray[Any, np.dtype[np.float32]]:
         content = recipe.content
     raw = content.read(0, content.rows)
     return to_float32(content.type, raw, content.columns).reshape(recipe.shape)
+
+
+def companions_of(recipe: Recipe) -> dict[str, Plane]:
+    """The planes of a layer that are no part of its weight (`COMPANIONS`), by the name of their tensor."""
+    layer = _layer_rows(recipe)
+    if layer is None:
+        return {}
+    tensors, planes = layer.layers.tensors, layer.layers[layer.name].planes
+    return {
+        name: _planes.stored(tensors.raw(name), tensors[name].dtype, tensors[name].shape)
+        for plane, name in planes.items()
+        if plane in COMPANIONS
+    }
+
+
+def held(name: str, plane: Plane) -> SourceTensor:
+    """A small plane that is kept until it is written, as rows."""
+    raw = as_bytes(np.ascontiguousarray(plane.data)).reshape(-1)
+    return SourceTensor(name, plane.kind, plane.shape, None, lambda start, count: raw[start : start + count])
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,34 +177,83 @@ class PlaneRows(Rows):
 
 
 def shapes(target: Target, params: Mapping[str, Any], shape: tuple[int, ...], kind: str) -> Shapes:
-    """Element types and shapes of the planes of a weight, without making them.
-
-    Planes of small weights are made to see; their sizes grow by steps with the rows.
+    """Element types and shapes of the planes that floats are encoded to, without encoding all of them.
 
     Args:
         target: the format.
         params: its parameters.
         shape: of the weight.
-        kind: type of its scales or values.
+        kind: type of its values.
     """
-    return dict(_shapes(target.id, json.dumps(params, sort_keys=True), shape, kind))
+    return dict(_encoded_shapes(target.id, json.dumps(params, sort_keys=True), shape, kind))
+
+
+def moved_shapes(target: Target, params: Mapping[str, Any], form: Form) -> Shapes:
+    """Element types and shapes of the planes that a form is written to, without writing all of it.
+
+    Args:
+        target: the format.
+        params: its parameters.
+        form: what it holds.
+    """
+    key = (target.id, json.dumps(params, sort_keys=True), signature(form))
+    if key not in _moved:
+        if len(_moved) >= _MOST_SHAPES:
+            _moved.clear()
+        _moved[key] = _written_shapes(target, params, form)
+    return dict(_moved[key])
+
+
+_moved: dict[Any, Shapes] = {}
+_MOST_SHAPES = 1024
+
+
+def _written_shapes(target: Target, params: Mapping[str, Any], form: Form) -> Shapes:
+    format = checkpoint_format(target.id)
+
+    def write(matrices: int, rows: int) -> Shapes | None:
+        part = form if (matrices, rows) == (0, 0) else sample(form, matrices, rows)
+        return None if part is None else _shapes_of(format.write(part, params))
+
+    found = None if target.whole else _grown(form.shape, write)
+    return found or write(0, 0) or {}
 
 
 @cache
-def _shapes(id: str, params: str, shape: tuple[int, ...], kind: str) -> Shapes:
+def _encoded_shapes(id: str, params: str, shape: tuple[int, ...], kind: str) -> Shapes:
     decoded, format = json.loads(params), checkpoint_format(id)
-    *leading, rows, columns = shape
+    *leading, _, columns = shape
 
-    def sample(count: int) -> Shapes:
-        values = np.random.default_rng(0).standard_normal((*leading, count, columns), np.float32)
+    def encode(matrices: int, rows: int) -> Shapes:
+        part = (*((matrices,) if leading else ()), rows, columns) if matrices else shape
+        values = np.random.default_rng(0).standard_normal(part, np.float32)
         made = format.encode(_planes.float_plane(values, kind).array(), params=decoded, importance=None)
-        return {name: (_planes.plane(made[name]).kind, made[name].shape) for name in made}
+        return _shapes_of({name: _planes.plane(made[name]) for name in made})
 
-    if rows <= 2 * _SAMPLE or rows * columns * prod(leading) <= 1 << 16:
-        return sample(rows)
-    small, large = sample(_SAMPLE), sample(2 * _SAMPLE)
+    return _grown(shape, encode) or encode(0, 0)
+
+
+def _shapes_of(planes: Mapping[str, Plane]) -> Shapes:
+    return {name: (plane.kind, plane.shape) for name, plane in planes.items()}
+
+
+def _grown(shape: tuple[int, ...], make: Callable[[int, int], Shapes | None]) -> Shapes | None:
+    """The planes of a large weight, from those of small ones that ``make`` gives for numbers of matrices and rows.
+
+    Their sizes grow by steps with the rows, and with the matrices. None where the weight is small, or has no parts.
+    """
+    *leading, rows, _ = shape
+    if len(leading) > 1 or rows <= 2 * _SAMPLE or prod(shape) <= 1 << 16:
+        return None
+    small, large = make(1, _SAMPLE), make(1, 2 * _SAMPLE)
+    double = make(2, _SAMPLE) if leading and leading[0] > 1 else small
+    if small is None or large is None or double is None:
+        return None
     grown: Shapes = {}
-    for name, (plane_kind, first) in small.items():
-        steps = [(b - a, a) for a, b in zip(first, large[name][1], strict=True)]
-        grown[name] = plane_kind, tuple(a + ceil(step * (rows - _SAMPLE) / _SAMPLE) for step, a in steps)
+    for name, (kind, first) in small.items():
+        sides = []
+        for one, taller, two in zip(first, large[name][1], double[name][1], strict=True):
+            side = one + ceil((taller - one) * (rows - _SAMPLE) / _SAMPLE)
+            sides.append(side * leading[0] if two == 2 * one and leading and leading[0] > 1 else side)
+        grown[name] = kind, tuple(sides)
     return grown

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from subbyte.convert.layers import Kept
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.source import Source
-from subbyte.convert.targets import PlaneRows, TargetLayer, form_of, shapes
+from subbyte.convert.targets import PlaneRows, TargetLayer, companions_of, form_of, held, moved_shapes, shapes
 from subbyte.convert.types import FLOATS, quantized
 from subbyte.errors import ArgumentError, Error
 from subbyte.io.remote import Place
-from subbyte.planes import Plane
+from subbyte.planes import Plane, stored
 from subbyte.planning.dense import dense_type, folder_source
 from subbyte.planning.folder import json_file, plan_folder
 from subbyte.planning.output import Part, Plan, SmallFile, TensorPlan
-from subbyte.routes.fit import Fit, MisfitError, Target
+from subbyte.routes.fit import COMPANIONS, Fit, MisfitError, Stored, Target
+
+_LARGEST_COMPANION = 1 << 16
 
 _NOT_QUANTIZED = re.compile(
     r"(^|\.)(embed\w*|wte|wpe|lm_head|output|\w*norm\w*|router|gate|shared_expert_gate|position\w*|pooler|classifier"
@@ -60,6 +65,7 @@ def plan_checkpoint(
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     planned = _Planned(target, options, source)
     tensors = [tensor for recipe in source.recipes for tensor in planned.tensors_of(recipe, own)]
+    tensors += planned.companions()
     if planned.again and not lossy:
         listed = "; ".join(f"'{name}': {why}" for name, why in planned.again[:3])
         raise ArgumentError(
@@ -69,7 +75,11 @@ def plan_checkpoint(
         )
     if not planned.layers:
         source.warnings.append(f"no tensor can be stored as '{target.id}': all stay floats")
-    found = target.config(planned.layers, planned.dense) if planned.layers else None
+    try:
+        found = target.config(planned.layers, planned.dense) if planned.layers else None
+    except MisfitError as error:
+        error.file = error.file or str(src)
+        raise
     files: list[SmallFile] = []
     if found is not None:
         config |= found.config
@@ -85,13 +95,19 @@ class _Planned:
     def __init__(self, target: Target, options: Mapping[str, Any], source: Source) -> None:
         self.target, self.options = target, options
         self.kept = Kept()
-        self.layers: dict[str, Mapping[str, Any]] = {}
+        self.layers: dict[str, Stored] = {}
+        self.beside: dict[str, Plane] = {}
+        self.left_out = source.left_out
         self.dense: list[str] = []
         self.again: list[tuple[str, str]] = []
         self.from_floats = not any(recipe.content.layered or quantized(recipe.type) for recipe in source.recipes)
 
     def tensors_of(self, recipe: Recipe, own: str) -> list[TensorPlan]:
         """The tensors that one tensor of the source becomes."""
+        if not self.from_floats and _last(recipe.name) in COMPANIONS and recipe.elements <= _LARGEST_COMPANION:
+            raw = np.ascontiguousarray(recipe.read(0, recipe.rows))
+            self.beside[recipe.name] = stored(raw.reshape(-1), recipe.type, recipe.shape)
+            return []
         form = form_of(recipe, look=True)
         fit: Fit | None = None
         why = ""
@@ -106,21 +122,44 @@ class _Planned:
             self.again.append((recipe.name, why))
         elif not (self.from_floats and _is_matrix(recipe)):
             return self._dense(recipe, own)
+        self.beside |= companions_of(recipe)
+        dense_shape = recipe.shape if form is None else form.shape
+        scale = recipe.type if recipe.type in FLOATS and not recipe.content.layered else own
         if fit is not None:
-            params, kind, scale, why = fit.params, fit.kind, _scale_kind(fit), fit.grade.reason
+            params, kind, why = fit.params, fit.kind, fit.grade.reason
+            found = moved_shapes(self.target, params, fit.form)
         else:
-            params = self.target.params(self.options, recipe.shape if form is None else form.shape)
+            params = self.target.params(self.options, dense_shape)
             kind = "quantized" if self.from_floats else "requantized"
-            scale = recipe.type if recipe.type in FLOATS and not recipe.content.layered else own
+            found = shapes(self.target, params, dense_shape, scale)
         layer = TargetLayer(self.target, recipe, params, self.options, fit is not None, scale, self.kept)
-        self.layers[recipe.name] = params
-        found = shapes(self.target, params, recipe.shape if form is None else form.shape, scale)
+        self.layers[recipe.name] = Stored(params, dense_shape)
         planned: list[TensorPlan] = []
         for plane, (type, shape) in found.items():
             rows = PlaneRows(layer, plane, type, shape)
             name = self.target.tensor(recipe.name, plane)
             part = Part(recipe.name, recipe.elements, 0 if planned else recipe.source_nbytes)
             planned.append(TensorPlan(Recipe(name, shape, rows), type, shape, kind, why=why, part=part))
+        return planned
+
+    def companions(self) -> list[TensorPlan]:
+        """The tensors beside quantized layers that the target has a place for; the others are listed."""
+        planned = []
+        for name, value in self.beside.items():
+            module = name.rpartition(".")[0]
+            weight = f"{module}.weight"
+            layer = self.layers.get(weight)
+            found = self.target.companion(name, value, None if layer is None else layer.params)
+            if found is None:
+                self.left_out.append((name, f"a scale of activations or of the cache, which '{self.target.id}' has no "
+                                            "place for"))  # fmt: skip
+                continue
+            if layer is not None:
+                beside = layer.beside | {_last(found.name)}
+                self.layers[weight] = replace(layer, beside=beside)
+            plane = found.plane
+            recipe = Recipe(found.name, plane.shape, held(found.name, plane))
+            planned.append(TensorPlan(recipe, plane.kind, plane.shape, found.kind))
         return planned
 
     def _dense(self, recipe: Recipe, own: str) -> list[TensorPlan]:
@@ -142,6 +181,5 @@ def _is_matrix(recipe: Recipe) -> bool:
     )
 
 
-def _scale_kind(fit: Fit) -> str:
-    scales = getattr(fit.form, "scales", None)
-    return scales.kind if isinstance(scales, Plane) and scales.kind in FLOATS else "BF16"
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from subbyte.errors import ArgumentError
+from subbyte.routes.compressed import CompressedTensors
 from subbyte.routes.fit import Target
 from subbyte.routes.integer import Awq, Gptq, Mlx
 
-_TARGETS: Mapping[str, Target] = {target.id: target for target in (Gptq(), Awq(), Mlx())}
+_TARGETS: Mapping[str, Target] = {target.id: target for target in (Gptq(), Awq(), CompressedTensors(), Mlx())}
 
 #: Settings that a variant stands for.
 _VARIANTS: Mapping[str, Mapping[str, Any]] = {

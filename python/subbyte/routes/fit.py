@@ -97,10 +97,12 @@ class Target(ABC):
     Attributes:
         id: its format id.
         options: what can be set with ``--set``.
+        whole: the sizes of planes do not grow by steps with the rows of the weight.
     """
 
     id: ClassVar[str]
     options: ClassVar[Mapping[str, Option]]
+    whole: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
@@ -118,14 +120,67 @@ class Target(ABC):
         """Name of the tensor of a plane of the weight called ``weight``."""
         return f"{weight.removesuffix('.weight')}.{plane}"
 
+    def companion(self, name: str, value: Plane, params: Mapping[str, Any] | None) -> Companion | None:
+        """A tensor that stands beside a quantized layer (`COMPANIONS`) as the target stores it.
+
+        Args:
+            name: of the tensor in the source.
+            value: its elements.
+            params: parameters of the layer of the same module; None where there is none.
+
+        Returns:
+            None where the target has no place for it.
+        """
+        return None
+
     @abstractmethod
-    def config(self, layers: Mapping[str, Mapping[str, Any]], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
         """What describes the checkpoint.
 
         Args:
-            layers: parameters by name of the weight, of every quantized layer.
+            layers: every quantized layer by the name of its weight.
             dense: names of weights with two or more dimensions that are not quantized.
+
+        Raises:
+            MisfitError: layers differ where the format has one setting for all.
         """
+
+
+#: Last parts of the names of tensors that belong to activations or to the cache, and not to a weight.
+COMPANIONS = frozenset({
+    "input_scale", "input_global_scale", "input_zero_point", "output_scale", "k_scale", "v_scale", "q_scale",
+    "prob_output_scale", "input_activation_scale", "output_activation_scale",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A tensor beside a layer as a target stores it.
+
+    Attributes:
+        name: its full name.
+        plane: its elements.
+        kind: ``exact`` or ``rounded``.
+    """
+
+    name: str
+    plane: Plane
+    kind: str = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A quantized layer as a target stores it.
+
+    Attributes:
+        params: the format's parameters.
+        shape: of the weight.
+        beside: last parts of the names of the `Companion` tensors of its module.
+    """
+
+    params: Mapping[str, Any]
+    shape: tuple[int, ...]
+    beside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +204,3 @@ def value(options: Mapping[str, Any], target: Target, key: str, source: Any = No
     if given is not None:
         return given
     return source if source is not None else target.options[key].default
-
-
-def planes_of(planes: Mapping[str, Plane], target: Target, weight: str) -> dict[str, Plane]:
-    """Planes by the name of their tensor."""
-    return {target.tensor(weight, name): plane for name, plane in planes.items()}

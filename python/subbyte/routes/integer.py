@@ -1,19 +1,16 @@
-"""Targets of integer codes: GPTQ, AWQ, compressed-tensors' ``pack-quantized``, MLX."""
+"""Targets of integer codes: GPTQ, AWQ, MLX."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
-
-from subbyte.forms import Affine, Biased, Form, Microscaled
+from subbyte.forms import Affine, Biased, BlockScaled, Form, Microscaled, Ternary
 from subbyte.planes import FLOATS
-from subbyte.routes import adapt
-from subbyte.routes.fit import Fit, MisfitError, Option, Settings, Target, value
+from subbyte.routes import adapt, small_floats
+from subbyte.routes.fit import Fit, MisfitError, Option, Settings, Stored, Target, value
 
-_GROUP = Option(None, "columns of a group; -1 for whole rows (default: the source's, else 128)")
+GROUP = Option(None, "columns of a group; -1 for whole rows (default: the source's, else 128)")
 
 
 def as_affine(form: Form) -> Affine:
@@ -23,19 +20,21 @@ def as_affine(form: Form) -> Affine:
     return form
 
 
-def _prepared(form: Form, options: Mapping[str, Any], target: Target) -> tuple[Fit, Affine]:
+def prepared(form: Form, options: Mapping[str, Any], target: Target) -> tuple[Fit, Affine]:
     """The weight with integer zeros, in the bits and groups that are asked for."""
     step = adapt.affine(form)
     found = as_affine(step.form)
     size = options.get("group_size")
     if size is not None:
         found = adapt.in_groups(found, found.columns if size == -1 else size)
-    wider = adapt.with_bits(found, value(options, target, "bits", found.codes.bits))
+    bits = value(options, target, "bits", found.codes.bits)
+    centred = options.get("sym") or (isinstance(form, Ternary) and options.get("sym") is None)
+    wider = adapt.symmetric(found, bits) if centred else adapt.with_bits(found, bits)
     step = step.then(wider.form, wider.kind, wider.bound, wider.why)
     return step, as_affine(step.form)
 
 
-def _group(form: Affine) -> int:
+def group_setting(form: Affine) -> int:
     return -1 if form.group_size >= form.columns else form.group_size
 
 
@@ -50,14 +49,14 @@ class Gptq(Target):
     id = "gptq"
     options: ClassVar[Mapping[str, Option]] = {
         "bits": Option(None, "bits of a code (default: the source's, else 4)", (2, 3, 4, 5, 6, 7, 8)),
-        "group_size": _GROUP,
+        "group_size": GROUP,
         "sym": Option(None, "zeros in the middle of the range (default: as the source, else true)", (True, False)),
         "version": Option(None, "gptq, gptq_v2 or gptq_p (default: gptq, or gptq_v2 where a zero is 0)"),
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
         _matrix(form, self.id)
-        step, found = _prepared(form, options, self)
+        step, found = prepared(form, options, self)
         last = adapt.with_scales(found, "F16")
         step = step.then(last.form, last.kind, last.bound, last.why)
         found = as_affine(step.form)
@@ -76,7 +75,7 @@ class Gptq(Target):
 
     def _config(self, form: Affine, label: str) -> dict[str, Any]:
         return {
-            "quant_method": "gptq", "bits": form.codes.bits, "group_size": _group(form),
+            "quant_method": "gptq", "bits": form.codes.bits, "group_size": group_setting(form),
             "desc_act": form.group_of is not None, "sym": form.symmetric, "checkpoint_format": label,
         }  # fmt: skip
 
@@ -89,7 +88,7 @@ class Gptq(Target):
         }  # fmt: skip
         return {"quantization_config": config}
 
-    def config(self, layers: Mapping[str, Mapping[str, Any]], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
         return Settings({"quantization_config": _merged(layers, "dynamic")})
 
 
@@ -99,13 +98,13 @@ class Awq(Target):
     id = "awq"
     options: ClassVar[Mapping[str, Option]] = {
         "bits": Option(4, "bits of a code", (4,)),
-        "group_size": _GROUP,
+        "group_size": GROUP,
         "version": Option("gemm", "layout", ("gemm", "gemv", "gemv_fast")),
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
         _matrix(form, self.id)
-        step, found = _prepared(form, {**options, "bits": 4}, self)
+        step, found = prepared(form, {**options, "bits": 4}, self)
         if found.group_of is not None:
             raise MisfitError("columns are out of order (act-order), which AWQ has no place for")
         last = adapt.with_scales(found, "F16")
@@ -114,7 +113,7 @@ class Awq(Target):
         if found.columns % found.group_size or found.rows % 32:
             raise MisfitError(f"a weight {list(form.shape)} in groups of {found.group_size}: AWQ needs whole groups "
                               "and a multiple of 32 outputs")  # fmt: skip
-        return step.with_params(quantization_config=self._config(_group(found), options))
+        return step.with_params(quantization_config=self._config(group_setting(found), options))
 
     def _config(self, group_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -125,7 +124,7 @@ class Awq(Target):
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
         return {"quantization_config": self._config(value(options, self, "group_size", 128), options)}
 
-    def config(self, layers: Mapping[str, Mapping[str, Any]], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
         config = dict(one_config(layers))
         config["modules_to_not_convert"] = [name.removesuffix(".weight") for name in dense] or None
         return Settings({"quantization_config": config})
@@ -137,16 +136,18 @@ class Mlx(Target):
     id = "mlx"
     options: ClassVar[Mapping[str, Option]] = {
         "bits": Option(None, "bits of a code (default: the source's, else 4)", (2, 3, 4, 5, 6, 8)),
-        "group_size": _GROUP,
+        "group_size": GROUP,
         "scale_type": Option(None, "type of scales (default: the source's, or F32 where that rounds)", FLOATS),
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
+        if isinstance(form, BlockScaled) and form.element != "I8":
+            form = small_floats.microscaled(form, "F8_E4M3", "F8_E8M0", 32).form
         if isinstance(form, Microscaled):
             return self._small_floats(form)
         if isinstance(form, Biased) and not options and form.group_size in (32, 64, 128) and not form.signed:
             return self._with(Fit(form))
-        step, found = _prepared(form, options, self)
+        step, found = prepared(form, {**options, "sym": False}, self)
         if found.codes.bits == 7:
             wider = adapt.symmetric(found, 8)
             step = step.then(wider.form, wider.kind)
@@ -175,18 +176,8 @@ class Mlx(Target):
         if mode is None or form.columns % form.block:
             raise MisfitError(f"MLX has no mode for {form.element} in blocks of {form.block} with {form.scale_kind}")
         quantization = {"group_size": form.block, "bits": form.codes.bits, "mode": mode}
-        if form.multiplier is None and form.divisor is None:
-            return Fit(form).with_params(quantization=quantization)
-        # MLX stores the largest magnitude of the tensor; a block's scale is multiplied by it over 2688.
-        scale = np.float64(form.multiplier) if form.multiplier is not None else 1 / np.float64(form.divisor)
-        largest = np.float32(scale * 2688)
-        multiplier = largest / np.float32(2688)
-        found = replace(form, multiplier=multiplier, divisor=None)
-        if np.float64(multiplier) == scale:
-            return Fit(found).with_params(quantization=quantization)
-        bound = float(abs(multiplier / scale - 1))
-        why = "the scale of the tensor rounds"
-        return Fit(found, "rounded", bound=bound, why=why).with_params(quantization=quantization)
+        own = small_floats.tensor_scale(form, "maximum" if mode == "nvfp4" else None)
+        return own.with_params(quantization=quantization)
 
     def _with(self, step: Fit) -> Fit:
         form = step.form
@@ -198,18 +189,18 @@ class Mlx(Target):
         size = value(options, self, "group_size", 64)
         return {"quantization": {"group_size": size, "bits": value(options, self, "bits", 4), "mode": "affine"}}
 
-    def config(self, layers: Mapping[str, Mapping[str, Any]], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
         config = _by_path(layers, "quantization")
         return Settings({"quantization": config, "quantization_config": config}, metadata={"format": "mlx"})
 
 
-def one_config(layers: Mapping[str, Mapping[str, Any]], key: str = "quantization_config") -> Mapping[str, Any]:
+def one_config(layers: Mapping[str, Stored], key: str = "quantization_config") -> Mapping[str, Any]:
     """The settings that all layers share.
 
     Raises:
         MisfitError: they differ, and the format has one place for them.
     """
-    configs = [params[key] for params in layers.values()]
+    configs = [layer.params[key] for layer in layers.values()]
     first = next(iter(layers), "")
     for name, config in zip(layers, configs, strict=True):
         if config != configs[0]:
@@ -220,27 +211,29 @@ def one_config(layers: Mapping[str, Mapping[str, Any]], key: str = "quantization
     return found
 
 
-def _common(layers: Mapping[str, Mapping[str, Any]], key: str) -> Mapping[str, Any]:
+def _common(layers: Mapping[str, Stored], key: str) -> Mapping[str, Any]:
     """The settings that most layers have."""
-    configs = [params[key] for params in layers.values()]
+    configs = [layer.params[key] for layer in layers.values()]
     found: Mapping[str, Any] = max(configs, key=configs.count)
     return found
 
 
-def _merged(layers: Mapping[str, Mapping[str, Any]], exceptions: str) -> dict[str, Any]:
+def _merged(layers: Mapping[str, Stored], exceptions: str) -> dict[str, Any]:
     """Settings with those of single modules under ``exceptions``, by a pattern of the whole name."""
     common = _common(layers, "quantization_config")
     others = {}
-    for name, params in layers.items():
-        own = params["quantization_config"]
+    for name, layer in layers.items():
+        own = layer.params["quantization_config"]
         if own != common:
             pattern = name.removesuffix(".weight").replace(".", r"\.") + "$"
             others[pattern] = {key: found for key, found in own.items() if common.get(key) != found}
     return {**common, exceptions: others} if others else dict(common)
 
 
-def _by_path(layers: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+def _by_path(layers: Mapping[str, Stored], key: str) -> dict[str, Any]:
     """Settings with those of single modules under their paths, as MLX keeps them."""
     common = _common(layers, key)
-    others = {name.removesuffix(".weight"): params[key] for name, params in layers.items() if params[key] != common}
+    others = {
+        name.removesuffix(".weight"): layer.params[key] for name, layer in layers.items() if layer.params[key] != common
+    }
     return {**common, **others}

@@ -25,7 +25,10 @@ _FOLDERS = re.compile(r"\d+_[A-Z]\w*|additional_chat_templates")
 _MADE = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")
 """What the new folder has of its own."""
 
-_OF_QUANTIZERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_OF_QUANTIZERS = (
+    "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quanto_qmap.json", "quantization_map.json",
+    "model.safetensors.index.json.meta.json",
+)  # fmt: skip
 
 _STORED = re.compile(
     r"(config|modules|tokenizer|tokenizer_config|vocab|added_tokens|special_tokens_map|chat_template)\.json"

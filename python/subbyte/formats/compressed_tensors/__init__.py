@@ -34,6 +34,8 @@ e2m1 * (scale / global scale): differences are exact, products are rounded once.
 * Settings: ``config_groups`` (by name, or by the name of a preset), each with ``targets``, ``weights`` and perhaps a
   ``format`` of its own; a module takes the group that names it, else one whose pattern (``re:``) matches, else one that
   names its class. ``ignore`` excepts modules. Tensors decide what is quantized. ``transform_config`` is refused.
+* With the parameter ``scalar_global_scale`` the global scale is written as [], as the library's converter of ModelOpt
+  checkpoints does.
 * Sparse layouts of older versions: see `subbyte.formats.compressed_tensors.sparse`.
 * The writer rounds every step in the type of the matrix. Integers: scale = max / ((2^b - 1) / 2), or with zero points
   (max - min) / (2^b - 1) and zero = clamp(round(lowest - min / scale)). FP8: max / 448. A scale of 0 becomes the
@@ -49,7 +51,7 @@ from typing import Any
 from subbyte import planes as _planes
 from subbyte.codec import Encoded
 from subbyte.errors import FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, encoded, settings
+from subbyte.formats.base import Folder, Format, Layer, encoded, setting_bool, settings
 from subbyte.formats.compressed_tensors import floats, integers, sparse
 from subbyte.formats.compressed_tensors.scheme import (
     BLOCK_FORMATS,
@@ -114,7 +116,11 @@ class CompressedTensors(Format):
             return sparse.write(form.data, format)
         scheme = choose(config, params.get("group"), {})
         write = integers.write if scheme.integer else floats.write
-        return write(form, scheme, scheme.default)
+        planes = write(form, scheme, scheme.default)
+        if setting_bool(params, "scalar_global_scale", False) and "weight_global_scale" in planes:
+            data = planes["weight_global_scale"].data
+            planes["weight_global_scale"] = Plane(data.reshape(()) if data.size == 1 else data, "F32")
+        return planes
 
     def layers(self, folder: Folder) -> Sequence[Layer]:
         config = folder.settings
