@@ -25,11 +25,13 @@ class Held(NamedTuple):
         recipe: its rows: in that type, or in one that is encoded to it.
         kind: what happens to the values.
         why: what rounds, and by how much at most; or why the codes cannot be moved; empty where all is said.
+        bound: largest relative change of a parameter that rounds.
     """
 
     recipe: Recipe
     kind: str
     why: str = ""
+    bound: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Recipe:
             grades = held.grades
             worst = max((grade.kind for grade in grades), key=KINDS.index, default="exact")
             reasons = dict.fromkeys(grade.reason for grade in grades if grade.reason)
-            return Held(replace(self, content=held), worst, "; ".join(reasons))
+            bound = max((grade.bound for grade in grades), default=0.0)
+            return Held(replace(self, content=held), worst, "; ".join(reasons), bound)
         if held is not None:
             return Held(replace(self, content=held), "exact-value" if target == "F32" else "rounded")
         floats = content.as_type("F32")

@@ -30,6 +30,7 @@ class Row:
         sha256: hash over those of its units (:mod:`subbyte.convert.manifest`).
         unit_rows: rows of a unit.
         why: what rounds and by how much at most, or why the codes could not be moved.
+        bound: largest relative change of a parameter that rounds.
         layer: name of the dense weight that it is a plane of; empty for a tensor of its own.
         elements: weights, of the whole layer for a plane.
     """
@@ -46,6 +47,7 @@ class Row:
     sha256: str = ""
     unit_rows: int = 0
     why: str = ""
+    bound: float = 0.0
     layer: str = ""
     elements: int = 0
 
@@ -57,8 +59,8 @@ class Row:
         before = recipe.source_nbytes if part is None else part.source_nbytes
         bits = 8 * tensor.nbytes / elements if elements else 0.0
         return cls(tensor.name, tensor.shape, recipe.content.stored, tensor.type, before, tensor.nbytes, bits,
-                   tensor.kind, seconds, sha256, unit_rows, tensor.why, "" if part is None else part.layer,
-                   elements)  # fmt: skip
+                   tensor.kind, seconds, sha256, unit_rows, tensor.why, tensor.bound,
+                   "" if part is None else part.layer, elements)  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
@@ -72,21 +74,10 @@ class Row:
         return cls(**{**values, "shape": shape})
 
 
-def weights(rows: Iterable[Row]) -> int:
-    """Weights of the tensors, those of a layer counted once."""
-    seen: set[str] = set()
-    total = 0
-    for row in rows:
-        if not row.layer or row.layer not in seen:
-            total += row.elements
-            seen.add(row.layer)
-    return total
-
-
 _ROW_FIELDS: Mapping[str, type] = {
     "name": str, "shape": list, "source_type": str, "type": str, "source_nbytes": int, "nbytes": int,
     "bits_per_weight": float, "kind": str, "seconds": float, "sha256": str, "unit_rows": int,
-    "why": str, "layer": str, "elements": int,
+    "why": str, "bound": float, "layer": str, "elements": int,
 }  # fmt: skip
 _FIELDS: Mapping[str, type] = {
     "src": str, "dst": str, "to": str, "nbytes": int, "seconds": float, "resumed": int, "unchanged": bool,
@@ -201,6 +192,17 @@ class Report:
             + (f", {len(self.not_copied)} files of the source not copied" if self.not_copied else "")
             + (f", {self.resumed:,} bytes from an earlier run" if self.resumed else "")
         )
+
+
+def weights(rows: Iterable[Row]) -> int:
+    """Weights of the tensors, those of a layer counted once."""
+    seen: set[str] = set()
+    total = 0
+    for row in rows:
+        if not row.layer or row.layer not in seen:
+            total += row.elements
+            seen.add(row.layer)
+    return total
 
 
 def conversion_table(rows: Iterable[Row]) -> str:

@@ -110,7 +110,7 @@ class _Planned:
             return []
         form = form_of(recipe, look=True)
         fit: Fit | None = None
-        why = ""
+        why, bound = "", 0.0
         if form is not None:
             try:
                 fit = self.target.fit(form, self.options)
@@ -126,7 +126,7 @@ class _Planned:
         dense_shape = recipe.shape if form is None else form.shape
         scale = recipe.type if recipe.type in FLOATS and not recipe.content.layered else own
         if fit is not None:
-            params, kind, why = fit.params, fit.kind, fit.grade.reason
+            params, kind, why, bound = fit.params, fit.kind, fit.grade.reason, fit.bound
             found = moved_shapes(self.target, params, fit.form)
         else:
             params = self.target.params(self.options, dense_shape)
@@ -139,7 +139,7 @@ class _Planned:
             rows = PlaneRows(layer, plane, type, shape)
             name = self.target.tensor(recipe.name, plane)
             part = Part(recipe.name, recipe.elements, 0 if planned else recipe.source_nbytes)
-            planned.append(TensorPlan(Recipe(name, shape, rows), type, shape, kind, why=why, part=part))
+            planned.append(TensorPlan(Recipe(name, shape, rows), type, shape, kind, None, why, bound, part))
         return planned
 
     def companions(self) -> list[TensorPlan]:
@@ -165,7 +165,7 @@ class _Planned:
     def _dense(self, recipe: Recipe, own: str) -> list[TensorPlan]:
         if len(recipe.shape) > 1:
             self.dense.append(recipe.name)
-        held, kind, _ = recipe.held_as(dense_type(recipe, recipe.type if recipe.type in FLOATS else own))
+        held, kind, *_ = recipe.held_as(dense_type(recipe, recipe.type if recipe.type in FLOATS else own))
         return [TensorPlan(held, held.type if kind == "exact" else own, recipe.shape, kind)]
 
 

@@ -62,7 +62,7 @@ def plan_dense(src: Place, to: str, *, strict: bool = False, types: Mapping[str,
     if types is not None:
         chosen = _given(chosen, types)
     held = [recipe.held_as(chosen[recipe.name]) for recipe in source.recipes]
-    tensors = [TensorPlan(recipe, chosen[recipe.name], recipe.shape, kind, why=why) for recipe, kind, why in held]
+    tensors = [TensorPlan(recipe, chosen[recipe.name], recipe.shape, kind, why=why) for recipe, kind, why, _ in held]
     return plan_folder(source, f"hf.{target.lower()}", tensors, [json_file("config.json", config), *small], {"to": to})
 
 

@@ -46,6 +46,7 @@ class TensorPlan:
         kind: what happens to the values (:func:`~subbyte.convert.values.kind`).
         importance: weights of the columns; ``None`` without.
         why: what rounds and by how much at most, or why codes cannot be moved; empty where there is nothing to say.
+        bound: largest relative change of a parameter that rounds.
         part: the layer that it is a plane of; ``None`` for a tensor of its own.
     """
 
@@ -55,6 +56,7 @@ class TensorPlan:
     kind: str
     importance: Importance | None = None
     why: str = ""
+    bound: float = 0.0
     part: Part | None = None
 
     @property

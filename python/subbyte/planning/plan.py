@@ -132,9 +132,9 @@ def make_plan(
     _check_importance(source, chosen, data)
     tensors: list[TensorPlan] = []
     for name, type_ in chosen.items():
-        recipe, kind_, why = recipes[name].held_as(type_)
+        recipe, kind_, why, bound = recipes[name].held_as(type_)
         shape = _shape(recipe.shape, keep=direct)
-        tensors.append(TensorPlan(recipe, type_, shape, kind_, _importance(recipe, type_, data), why))
+        tensors.append(TensorPlan(recipe, type_, shape, kind_, _importance(recipe, type_, data), why, bound))
         if scales := recipe.content.tensor_scales:
             beside = computed(f"{name.removesuffix('.weight')}.scale", np.array(scales, np.float32))
             tensors.append(TensorPlan(beside, "F32", beside.shape, "exact"))
