@@ -391,7 +391,7 @@ def test_a_refusal_names_tensor_and_row_of_the_source(tmp_path: Path) -> None:
 def test_the_row_of_a_refusal_counts_from_the_start_of_the_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["subbyte.convert.run"], "CHUNK", 64 * 10)
+    monkeypatch.setattr(sys.modules["subbyte.convert.units"], "CHUNK", 64 * 10)
     tensors = llama_tensors()
     tensors["model.layers.0.mlp.up_proj.weight"][95, 3] = np.inf
     with pytest.raises(subbyte.NonFiniteError) as caught:
@@ -401,7 +401,7 @@ def test_the_row_of_a_refusal_counts_from_the_start_of_the_tensor(
 
 def test_the_chunk_size_does_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subbyte.convert(SMALL_LLAMA, tmp_path / "a.gguf", to="gguf.q4_k_m")
-    monkeypatch.setattr(sys.modules["subbyte.convert.run"], "CHUNK", 256 * 7)
+    monkeypatch.setattr(sys.modules["subbyte.convert.units"], "CHUNK", 256 * 7)
     subbyte.convert(SMALL_LLAMA, tmp_path / "b.gguf", to="gguf.q4_k_m")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 

@@ -24,7 +24,7 @@ from subbyte.io.safetensors import SafetensorsFile, write_safetensors
 from subbyte.planning import folder as folders
 from test_resume import Stop, names
 
-RUN = sys.modules["subbyte.convert.run"]
+UNITS = sys.modules["subbyte.convert.units"]
 TINY = GOLDEN / "convert" / "tiny-llama-bf16.gguf"
 TO = "hf.f32"
 
@@ -32,7 +32,7 @@ TO = "hf.f32"
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards of many units."""
-    monkeypatch.setattr(RUN, "CHUNK", 1 << 9)
+    monkeypatch.setattr(UNITS, "CHUNK", 1 << 9)
     monkeypatch.setattr(folders, "SHARD", 200_000)
 
 
@@ -215,7 +215,7 @@ def test_too_little_space_is_found_first(tmp_path: Path, monkeypatch: pytest.Mon
 def test_every_failing_call_can_be_gone_on_from(
     tmp_path: Path, good: dict[str, bytes], kind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RUN, "CHUNK", 1 << 16)
+    monkeypatch.setattr(UNITS, "CHUNK", 1 << 16)
     dst = tmp_path / "out"
     struck = 0
     for nth in range(1, 2000):
@@ -293,7 +293,7 @@ def test_a_remote_gguf_becomes_the_same_folder(tmp_path: Path, good: dict[str, b
 
 
 def test_a_remote_folder_becomes_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RUN, "CHUNK", 1 << 20)  # each unit is a request
+    monkeypatch.setattr(UNITS, "CHUNK", 1 << 20)  # each unit is a request
     subbyte.convert(SMALL_LLAMA, tmp_path / "local", to="hf.f16")
     files = {f"m/small/{path.name}": path.read_bytes() for path in SMALL_LLAMA.iterdir()}
     with serve(files) as server:

@@ -23,7 +23,7 @@ from subbyte.convert.journal import Journal, journal_path, partial_path
 from subbyte.convert.manifest import manifest_path, read_manifest
 from subbyte.convert.source import open_source
 
-RUN = sys.modules["subbyte.convert.run"]
+UNITS = sys.modules["subbyte.convert.units"]
 TINY = GOLDEN / "convert" / "tiny-llama"
 TO = "gguf.q4_k_m"
 
@@ -31,7 +31,7 @@ TO = "gguf.q4_k_m"
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many units, so that there is something to go on from."""
-    monkeypatch.setattr(RUN, "CHUNK", 1 << 16)
+    monkeypatch.setattr(UNITS, "CHUNK", 1 << 16)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_other_options_do_not_go_on(tmp_path: Path, change: dict[str, Any], says
 
 
 def test_another_source_or_version_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RUN, "CHUNK", 1 << 10)
+    monkeypatch.setattr(UNITS, "CHUNK", 1 << 10)
     source, dst = checkpoint(tmp_path / "model"), tmp_path / "out.gguf"
     stop(dst, src=source, to="gguf.q8_0")
     weights = source / "model.safetensors"
@@ -248,7 +248,7 @@ def test_cancel(tmp_path: Path, good: bytes) -> None:
 
 
 def test_a_source_that_cannot_be_converted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RUN, "CHUNK", 1 << 10)
+    monkeypatch.setattr(UNITS, "CHUNK", 1 << 10)
     tensors = llama_tensors()
     tensors["lm_head.weight"][30, 5] = np.nan
     source, out = checkpoint(tmp_path / "model", tensors), tmp_path / "out"
@@ -281,7 +281,7 @@ def slowly(job, unit):
     if unit.number == 2:
         print("started", flush=True)
     run.time.sleep(0.05)
-run.CHUNK = 1 << 18
+sys.modules["subbyte.convert.units"].CHUNK = 1 << 18
 run._Job._advance = slowly
 sys.exit(subbyte.cli.main(sys.argv[1:]))
 """
@@ -298,7 +298,7 @@ sys.exit(subbyte.cli.main(sys.argv[1:]))
     assert code == 130
     assert took < 2, f"{took:.2f} s"  # one second, and as much for a busy machine
     assert "% is done; the same command goes on from there" in words
-    monkeypatch.setattr(RUN, "CHUNK", 1 << 18)
+    monkeypatch.setattr(UNITS, "CHUNK", 1 << 18)
     assert subbyte.convert(SMALL_LLAMA, dst, to=target).resumed
 
 

@@ -71,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     convert.add_argument("--fresh", action="store_true", help="start over, whatever an earlier run has done")
     convert.add_argument("--wait", action="store_true", help="wait for another run on DST to end")
+    convert.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="who converts: this machine, or a Ray cluster"
+    )
     _add_progress(convert)
     convert.add_argument("--json", action="store_true", help="print the report as JSON")
     convert.set_defaults(run=_convert)
@@ -270,6 +273,7 @@ def _convert(options: argparse.Namespace, notices: _Notices) -> int:
             overwrite=options.overwrite,
             fresh=options.fresh,
             wait=options.wait,
+            executor=options.executor,
             progress=progress,
         )
     if options.json:

@@ -161,6 +161,12 @@ class NotFolderError(IoError, NotADirectoryError):
 _BUILTIN: tuple[type[IoError], ...] = (NotFoundError, ExistsError, PermissionDeniedError, IsFolderError, NotFolderError)
 
 
+def one_line(error: BaseException) -> str:
+    """What another package raised, as one line of bounded length."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__
+
+
 class SubbyteWarning(UserWarning):
     """Something that went on, but that the caller should know: of a conversion, a setting, or a plug-in."""
 

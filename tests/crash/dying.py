@@ -12,7 +12,7 @@ import subbyte
 from checkpoints import SMALL_LLAMA
 from subbyte.convert import journal
 
-RUN = sys.modules["subbyte.convert.run"]
+UNITS = sys.modules["subbyte.convert.units"]
 
 
 def convert(dst: Path, **options: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from dying import RUN, contents, convert
+from dying import UNITS, contents, convert
 
 import subbyte
 from checkpoints import SMALL_LLAMA
@@ -56,7 +56,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 def good(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What an uninterrupted run makes on a disk with space, in many small units: a file, and a folder."""
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(RUN, "CHUNK", 1 << 14)
+        patches.setattr(UNITS, "CHUNK", 1 << 14)
         patches.setattr(folder, "SHARD", 5_000_000)
         dst = tmp_path_factory.mktemp("good") / str(request.param)
         convert(dst)

@@ -12,7 +12,7 @@ from pathlib import Path
 from shutil import rmtree
 
 import pytest
-from dying import RUN, contents, convert, spawn, written_units
+from dying import UNITS, contents, convert, spawn, written_units
 
 from subbyte import _native
 from subbyte.convert.journal import journal_path
@@ -33,7 +33,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def good(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The bytes of an uninterrupted run, in many small units."""
-    monkeypatch.setattr(RUN, "CHUNK", 1 << 14)
+    monkeypatch.setattr(UNITS, "CHUNK", 1 << 14)
     monkeypatch.setattr(folder, "SHARD", 5_000_000)
     dst = tmp_path / "good" / name
     convert(dst)
@@ -100,7 +100,7 @@ def test_killed_at_random_moments(tmp_path: Path, name: str, good: dict[str, byt
 def test_killed_at_every_call_to_the_system(
     tmp_path: Path, name: str, good: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RUN, "CHUNK", 1 << 20)
+    monkeypatch.setattr(UNITS, "CHUNK", 1 << 20)
     dst = tmp_path / name
     deaths = 0
     for nth in range(1, 2000):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from subbyte import arguments, environment
+from subbyte.convert.executors import find_executor
 from subbyte.convert.journal import Journal, identify
 from subbyte.convert.manifest import Manifest, find_manifest, pending_path
 from subbyte.convert.output import check_replaceable, check_target
@@ -60,6 +62,7 @@ def convert(
     overwrite: bool = False,
     fresh: bool = False,
     wait: bool = False,
+    executor: str = "local",
     progress: Progress | None = None,
     cancel: Cancel | None = None,
     **settings: Any,
@@ -99,8 +102,10 @@ def convert(
         overwrite: replace ``dst`` if it exists; a folder only if it holds nothing but what a conversion wrote.
         fresh: start over, whatever an earlier run has done.
         wait: wait for another run on the same target to end.
+        executor: ``local``: the threads of this process; ``ray``: the machines of a Ray cluster
+            (:mod:`subbyte.convert.executors.cluster`). The bytes are the same, and a run goes on with either.
         progress: called with (bytes written, bytes of all tensors, name of the tensor).
-        cancel: called after each unit; true stops the conversion.
+        cancel: called after each unit, and several times a second; true stops the conversion.
         settings: of a target that is a checkpoint format: ``bits``, ``group_size`` … (``subbyte list targets``).
 
     Returns:
@@ -108,7 +113,8 @@ def convert(
 
     Raises:
         ArgumentError: options that contradict each other or the model; a target type that needs importance data.
-        UnsupportedError: an architecture, source format or target that cannot be converted (yet).
+        UnsupportedError: an architecture, source format or target that cannot be converted (yet); a package that is
+            missing.
         FormatError, CorruptError: the source is damaged.
         NonFiniteError: a value or a scale is not finite; names tensor, row and column of the source.
         BusyError: another run writes to ``dst``.
@@ -121,11 +127,13 @@ def convert(
     for call, what in ((progress, "progress"), (cancel, "cancel")):
         arguments.callback(call, what)
     origin, target = place(src, "src"), checked_path(dst, "dst")
-    made_plan = _plan(
-        origin, to, plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
+    planned = partial(
+        _plan, to=to, file=plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
         target_size=target_size, target_bpw=target_bpw, settings=settings,
     )  # fmt: skip
+    chosen = find_executor(executor, partial(planned, origin if isinstance(origin, Path) else src))
+    made_plan = planned(origin)
     check_target(made_plan, target, _files(plan))
     warn(made_plan.warnings)
     for tensor in made_plan.tensors:
@@ -139,7 +147,7 @@ def convert(
             journal.remove()
             return Report.from_json(made.report, src=origin, dst=target, unchanged=True)
         check_replaceable(target, allowed=overwrite or same)
-        return run(made_plan, target, journal, fresh=fresh, progress=progress, cancel=cancel)
+        return run(made_plan, target, journal, chosen, fresh=fresh, progress=progress, cancel=cancel)
 
 
 def plan(
@@ -189,8 +197,9 @@ def _intact(made: Manifest, dst: Path) -> bool:
     return made.describes(dst) or (made.fits(dst) and verify(dst).ok)
 
 
-def _plan(src: Place, to: str | None, file: str | PathLike[str] | None, **options: Any) -> Plan:
+def _plan(src: str | PathLike[str] | Place, to: str | None, file: str | PathLike[str] | None, **options: Any) -> Plan:
     """The plan of these arguments: of a target, a budget, or a plan file."""
+    src = place(src, "src")
     for option in ("lossy", "pure", "strict"):
         arguments.flag(options[option], option)
     for option, value in (("to", to), ("pre", options["pre"])):

@@ -85,6 +85,11 @@ class Rows(ABC):
         return False
 
     @property
+    def whole(self) -> bool:
+        """Whether any of the rows take the work of the layer that ``ranges`` hold: they are best read together."""
+        return self.layered
+
+    @property
     def stored(self) -> str:
         """What the source stores: a type, or of a quantized layer the format in upper case."""
         return self.type

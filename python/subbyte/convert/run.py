@@ -1,41 +1,28 @@
 """Running a plan: units of rows from the source through the codec into the file, in bounded memory, resumably.
 
-Several units are read, converted and hashed at the same time; one thread writes them in file order and notes each in
-the journal, so at most one unit is written and not noted when a run dies.
+An executor (:mod:`subbyte.convert.executors`) reads, converts and hashes several units at the same time; one thread
+writes them in file order and notes each in the journal, so at most one unit is written and not noted when a run dies.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
-
-from subbyte import _native
+from subbyte.convert.executors import Executor
+from subbyte.convert.executors.threads import ahead, pool
 from subbyte.convert.journal import Journal, differences, identify
 from subbyte.convert.manifest import combined, digest
 from subbyte.convert.output import Output
 from subbyte.convert.report import Report, Row
-from subbyte.convert.types import Raw
-from subbyte.convert.values import encode, first_invalid_block
-from subbyte.errors import CancelledError, Error, IoError, NonFiniteError
-from subbyte.ggml import TYPES
-from subbyte.planning.output import Plan, TensorPlan
-
-CHUNK = 1 << 21
-"""Elements of a unit, which is written, hashed and noted at once."""
-
-PIECE = 1 << 19
-"""Elements that are encoded at once: the slowest encoders take less than a second, so a run stops quickly."""
+from subbyte.convert.units import Unit, unit_rows, units
+from subbyte.errors import CancelledError, Error, IoError
+from subbyte.planning.output import Plan
 
 _SYNC = 256 << 20
 """Bytes after which those written before are made durable, so that completing a large file does not take long."""
@@ -44,51 +31,16 @@ Progress = Callable[[int, int, str], None]
 """Called with (bytes written, bytes of all tensors, name of the tensor) after each unit."""
 
 Cancel = Callable[[], bool]
-"""Asked after each unit whether to stop: ``threading.Event().is_set``."""
-
-T = TypeVar("T")
+"""Asked after each unit, and several times a second, whether to stop: ``threading.Event().is_set``."""
 
 logger = logging.getLogger("subbyte.convert")
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A range of rows of one tensor, and its bytes in the target's tensor."""
-
-    number: int
-    tensor: int
-    first: int
-    last: int
-    offset: int
-    nbytes: int
-
-
-def worker_count() -> int:
-    """Units that are worked on at the same time: one more than threads compute, so that reading overlaps."""
-    return min(max(2, _native.num_threads() + 1), 8)
-
-
-def unit_rows(tensor: TensorPlan) -> int:
-    """Rows of a unit of the tensor."""
-    return max(1, CHUNK // max(tensor.recipe.columns, 1))
-
-
-def units(tensors: Sequence[TensorPlan]) -> Iterator[Unit]:
-    """The units of all tensors, in file order."""
-    number = 0
-    for index, tensor in enumerate(tensors):
-        rows = tensor.recipe.rows if tensor.nbytes else 0
-        size, step = tensor.nbytes // max(rows, 1), unit_rows(tensor)
-        for first in range(0, rows, step):
-            last = min(first + step, rows)
-            yield Unit(number, index, first, last, first * size, (last - first) * size)
-            number += 1
 
 
 def run(
     plan: Plan,
     dst: Path,
     journal: Journal,
+    executor: Executor,
     *,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -97,7 +49,7 @@ def run(
     """Write the planned files, going on from what ``journal`` says an earlier run wrote.
 
     ``dst`` appears when it is complete. When the run is stopped or the system fails, what was written so far is kept
-    for the next run; when the source cannot be converted, nothing is left.
+    for the next run, whichever executor makes the rest; when the source cannot be converted, nothing is left.
 
     Raises:
         ArgumentError: an unfinished file of another conversion is there, and ``fresh`` is not set.
@@ -109,7 +61,7 @@ def run(
     identity = identify(plan)
     resume = journal.begin(identity, fresh=fresh)
     output = Output(plan, dst, resume=resume)
-    job = _Job(plan, dst, journal, output, progress, cancel)
+    job = _Job(plan, dst, journal, executor, output, progress, cancel)
     journal.forget([unit.number for unit in job.units if unit.tensor in output.new and unit.number in journal.done])
     try:
         report = job.run()
@@ -145,11 +97,12 @@ class _Job:
         plan: Plan,
         dst: Path,
         journal: Journal,
+        executor: Executor,
         output: Output,
         progress: Progress | None,
         cancel: Cancel | None,
     ) -> None:
-        self.plan, self.dst, self.journal, self.output = plan, dst, journal, output
+        self.plan, self.dst, self.journal, self.executor, self.output = plan, dst, journal, executor, output
         self.tensors = plan.tensors
         self.progress, self.cancel = progress, cancel
         self.units = list(units(self.tensors))
@@ -157,36 +110,35 @@ class _Job:
         self.total = sum(tensor.nbytes for tensor in self.tensors)
         self.written = self.unsynced = self.resumed = 0
         self.seconds = [0.0] * len(self.tensors)
-        self.stop = threading.Event()
 
     def run(self) -> Report:
         """Write all units that are missing."""
         start = time.perf_counter()
-        workers = worker_count()
-        with _pool(workers, self.stop) as pool:
-            self._check_earlier(pool, workers)
+        with pool() as threads:
+            self._check_earlier(threads)
             todo = [unit for unit in self.units if unit.number not in self.journal.done]
             syncing: Future[None] | None = None
-            for unit, (data, sha256, seconds) in _ahead(pool, self._produce, todo, workers + 1):
-                self.output.write(unit.tensor, data, unit.offset)
-                self.journal.record(unit.number, sha256)
-                self.seconds[unit.tensor] += seconds
-                self._advance(unit)
-                self.unsynced += unit.nbytes
-                if self.unsynced >= _SYNC:
-                    if syncing is not None:
-                        syncing.result()
-                    syncing, self.unsynced = pool.submit(self.output.sync), 0
+            with closing(self.executor.made(self.plan, todo, self._check)) as results:
+                for unit, made in results:
+                    self.output.write(unit.tensor, made.data, unit.offset)
+                    self.journal.record(unit.number, made.sha256)
+                    self.seconds[unit.tensor] += made.seconds
+                    self._advance(unit)
+                    self.unsynced += unit.nbytes
+                    if self.unsynced >= _SYNC:
+                        if syncing is not None:
+                            syncing.result()
+                        syncing, self.unsynced = threads.submit(self.output.sync), 0
             if syncing is not None:
                 syncing.result()
-            pool.submit(self.output.sync).result()  # in another thread: this one has to hear of Ctrl-C
+            threads.submit(self.output.sync).result()  # in another thread: this one has to hear of Ctrl-C
         return self._report(time.perf_counter() - start)
 
-    def _check_earlier(self, pool: ThreadPoolExecutor, workers: int) -> None:
+    def _check_earlier(self, threads: ThreadPoolExecutor) -> None:
         """Compare what an earlier run wrote with its hashes, and have the rest written again."""
         noted = [unit for unit in self.units if unit.number in self.journal.done]
         damaged = [number for number in self.journal.done if number >= self.count]
-        for unit, sha256 in _ahead(pool, self._read_back, noted, workers + 1):
+        for unit, sha256 in ahead(threads, self._read_back, noted, self._check):
             if sha256 != self.journal.done[unit.number]:
                 damaged.append(unit.number)
                 continue
@@ -204,15 +156,11 @@ class _Job:
         self.written += unit.nbytes
         if self.progress is not None:
             self.progress(self.written, self.total, self.tensors[unit.tensor].name)
+        self._check()
+
+    def _check(self) -> None:
         if self.cancel is not None and self.cancel():
             raise CancelledError("stopped on request; the same conversion goes on from there", file=self.dst)
-
-    def _produce(self, unit: Unit) -> tuple[Raw, str, float]:
-        """The bytes of a unit, their hash, and the time it took."""
-        begin = time.perf_counter()
-        data = _rows(self.tensors[unit.tensor], unit.first, unit.last, self.stop)
-        sha256 = digest(np.ascontiguousarray(data))
-        return data, sha256, time.perf_counter() - begin
 
     def _report(self, seconds: float) -> Report:
         hashes: list[list[str]] = [[] for _ in self.tensors]
@@ -226,68 +174,6 @@ class _Job:
         return Report(source.path, self.dst, self.plan.to, tuple(rows), tuple(self.plan.warnings),
                       tuple(source.left_out), self.plan.nbytes, seconds, self.resumed,
                       files=self.plan.sizes, not_copied=tuple(source.not_copied))  # fmt: skip
-
-
-@contextmanager
-def _pool(workers: int, stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are told to stop when the block is left by an exception."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="subbyte")
-    try:
-        yield pool
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, call: Callable[[Unit], T], todo: Sequence[Unit], ahead: int
-) -> Iterator[tuple[Unit, T]]:
-    """Results of ``call`` in order, with at most ``ahead`` units under way."""
-    waiting: deque[tuple[Unit, Future[T]]] = deque()
-    for unit in todo:
-        waiting.append((unit, pool.submit(call, unit)))
-        if len(waiting) >= ahead:
-            first, result = waiting.popleft()
-            yield first, result.result()
-    for unit, result in waiting:
-        yield unit, result.result()
-
-
-def _rows(tensor: TensorPlan, first: int, last: int, stop: threading.Event) -> Raw:
-    recipe = tensor.recipe
-    begin = first
-    try:
-        if recipe.type == tensor.type:
-            data = recipe.read(first, last)
-            bad = first_invalid_block(tensor.type, data)
-            if bad is not None:
-                _refuse(tensor, bad)
-            return data
-        data = np.empty((last - first, tensor.nbytes // recipe.rows), np.uint8)
-        step = max(1, PIECE // max(recipe.columns, 1))
-        for begin in range(first, last, step):
-            if stop.is_set():
-                raise CancelledError("stopped")
-            end = min(begin + step, last)
-            raw = recipe.read(begin, end)
-            data[begin - first : end - first] = (
-                encode(recipe.type, raw, recipe.columns, tensor.type)
-                if tensor.importance is None
-                else tensor.importance.encode(recipe.type, raw, recipe.columns, tensor.type, begin)
-            )
-        return data
-    except Error as error:
-        recipe.locate(error, begin)
-        raise
-
-
-def _refuse(tensor: TensorPlan, block: int) -> None:
-    columns, size = tensor.recipe.columns, TYPES[tensor.type].block
-    row, column = divmod(block * size, columns)
-    what = "a value" if size == 1 else "the scale of a block"
-    raise NonFiniteError(f"{what} is NaN or infinite", tensor=tensor.name, row=row, column=column)
 
 
 @contextmanager

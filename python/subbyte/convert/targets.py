@@ -167,6 +167,10 @@ class PlaneRows(Rows):
         return as_bytes(np.ascontiguousarray(rows)).reshape(stop - start, self.row_bytes)
 
     @property
+    def whole(self) -> bool:
+        return True
+
+    @property
     def stored(self) -> str:
         return self.layer.recipe.content.stored
 

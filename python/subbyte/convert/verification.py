@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from subbyte.convert.manifest import combined, digest, read_manifest
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.report import Report, finite, table
-from subbyte.convert.run import CHUNK
 from subbyte.convert.source import is_checkpoint, is_gguf, open_source, stored_tensor
 from subbyte.convert.types import FLOATS, quantized
+from subbyte.convert.units import CHUNK
 from subbyte.convert.values import first_invalid_block, kind, to_float32
 from subbyte.errors import Error, UnsupportedError, warn
 from subbyte.ggml import TYPES

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
 from subbyte import _native
-from subbyte.errors import ArgumentError, CorruptError, Error, IoError, LimitError, UnsupportedError
+from subbyte.errors import ArgumentError, CorruptError, Error, IoError, LimitError, UnsupportedError, one_line
 from subbyte.paths import checked_path
 
 if TYPE_CHECKING:
@@ -312,5 +312,4 @@ def _hub(location: str, repo: str, revision: str | None, file: str) -> RemotePat
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return RemotePath(HttpStore(base, headers=headers, title=title, names=names), name)
     except Exception as error:  # its own classes, and those of the web client it uses
-        text = " ".join(str(error).split())
-        raise IoError(f"huggingface_hub: {type(error).__name__}: {text[:400]}", file=location) from error
+        raise IoError(f"huggingface_hub: {one_line(error)}", file=location) from error

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from subbyte.errors import Error, IoError, UnsupportedError
+from subbyte.errors import Error, IoError, UnsupportedError, one_line
 
 TRIES = 4
 """Requests that are made for one range before giving up; the pause before each further one doubles."""
@@ -242,19 +242,13 @@ class ObjectStore(Store):
                     file=self.base,
                 ) from None
         except Exception as error:
-            raise refused(_line(error), self.base, error) from error
+            raise refused(one_line(error), self.base, error) from error
 
     def fetch(self, name: str, start: int, stop: int) -> Part:
         try:
             return self._get(name, start, stop)
         except Exception as error:  # the packages raise their own classes, and those of packages below them
-            raise refused(_line(error), self.place(name), error) from error
-
-
-def _line(error: BaseException) -> str:
-    """What another package raised, as one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+            raise refused(one_line(error), self.place(name), error) from error
 
 
 def _obstore(bucket: str, folder: str) -> Callable[[str, int, int], Part]:

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from subbyte.convert.executors.threads import worker_count
 from subbyte.convert.manifest import digest
 from subbyte.convert.report import Row, conversion_table, weights
-from subbyte.convert.run import PIECE, unit_rows, worker_count
 from subbyte.convert.source import stamp
 from subbyte.convert.types import quantized
+from subbyte.convert.units import PIECE, unit_rows
 from subbyte.convert.values import encode
 from subbyte.errors import ArgumentError, Error, FormatError
 from subbyte.ggml import TYPES
