@@ -15,7 +15,7 @@ from subbyte import arguments, arrays
 from subbyte.arrays import Array
 from subbyte.codec import get_codec
 from subbyte.errors import ArgumentError, Error, FormatError, IoError, UnsupportedError
-from subbyte.formats import checkpoint_format
+from subbyte.formats import checkpoint_format, read_layer
 from subbyte.formats.base import Folder, Layer
 from subbyte.formats.detect import identify
 from subbyte.forms import Form
@@ -43,7 +43,8 @@ class Weight:
     Attributes:
         name: its name in the checkpoint.
         shape: its dense shape, in NumPy order.
-        format: the codec id (``gguf.q4_k``), or the element type of a plain tensor in lower case (``bf16``, ``i64``).
+        format: the id of its format or codec (``gptq``, ``gguf.q4_k``), or the element type of a plain tensor in lower
+            case (``bf16``, ``i64``).
         nbytes: the bytes that it takes in the file.
         file: the file that holds it.
         layer: the planes it is made of, for a weight of a quantized checkpoint; None otherwise.
@@ -120,8 +121,6 @@ class Weight:
         values = form.decode(name)
         if self.layer is not None and self.layer.transposed:
             values = np.ascontiguousarray(np.swapaxes(values, -1, -2))
-        if values.shape != self.shape:
-            raise FormatError(f"decodes to shape {list(values.shape)}: expected {list(self.shape)}")
         values = values[arguments.row_range(rows)]
         if out is None:
             return values
@@ -263,11 +262,13 @@ def _layer_weight(source: SafetensorsFile, id: str, layer: Layer) -> Weight:
         planes = {
             plane: stored(source.raw(tensor.name), tensor.dtype, tensor.shape) for plane, tensor in tensors.items()
         }
-        return checkpoint_format(id).read(planes, layer.params)
+        return read_layer(id, layer, planes)
 
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     file = next(iter(tensors.values())).path
-    return Weight(layer.name, layer.shape, id, nbytes, file, None, lambda: _no_elements(layer.name), layer, form)
+    return Weight(
+        layer.name, layer.shape, layer.format or id, nbytes, file, None, lambda: _no_elements(layer.name), layer, form
+    )
 
 
 def _bitnet_weight(source: GgufFile, name: str) -> Weight:

@@ -21,9 +21,9 @@ from subbyte.checkpoint import Checkpoint
 from subbyte.convert.rows import ByteRange, Place, Rows, Selected, SourceTensor
 from subbyte.convert.types import FLOATS, Raw, nbytes
 from subbyte.errors import Error
-from subbyte.formats import checkpoint_format
+from subbyte.formats import read_layer
 from subbyte.formats.base import Layer
-from subbyte.forms import Affine, Biased, Form, Microscaled, Ternary
+from subbyte.forms import Affine, Biased, Coded, Form, Microscaled, Ternary
 from subbyte.io import remote
 from subbyte.io.safetensors import SafetensorsFile
 from subbyte.planes import Plane, stored
@@ -134,7 +134,7 @@ class Layers(Mapping[str, Layer]):
         layer = self._layers[name]
         try:
             planes = {plane: read(self.tensors, tensor) for plane, tensor in layer.planes.items()}
-            return checkpoint_format(self.format or "").read(planes, layer.params)
+            return read_layer(self.format or "", layer, planes)
         except Error as error:
             first = self.tensors[next(iter(layer.planes.values()))]
             error.file, error.tensor = error.file or first.path, error.tensor or name
@@ -231,7 +231,7 @@ class LayerRows(Rows):
 
     @property
     def stored(self) -> str:
-        return (self.layers.format or "").upper()
+        return (self.layers[self.name].format or self.layers.format or "").removeprefix("gguf.").upper()
 
     @property
     def grades(self) -> list[Grade]:
@@ -259,6 +259,8 @@ def layer_rows(layers: Layers, name: str) -> Rows:
 
 def _candidates(form: Form) -> tuple[str, ...]:
     """Types that may hold the codes of a form, smallest first."""
+    if isinstance(form, Coded):
+        return () if form.ggml_type is None else (form.ggml_type,)
     if isinstance(form, Biased):
         return ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
     if isinstance(form, Affine):

@@ -42,7 +42,7 @@ def form_of(recipe: Recipe, *, look: bool = False) -> Form | None:
     """
     layer = _layer_rows(recipe)
     if layer is not None:
-        return layer.layers.look(layer.name) if look else layer.layers.form(layer.name)
+        return blocks.canonical(layer.layers.look(layer.name) if look else layer.layers.form(layer.name))
     if recipe.type in (*blocks.BITS, "MXFP4", "NVFP4"):
         return blocks.form_of(recipe.type, recipe.read(0, recipe.rows), recipe.shape)
     return None

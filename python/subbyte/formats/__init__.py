@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from subbyte.arguments import text
 from subbyte.arrays import Array
 from subbyte.codec import Codec, Encoded, get_codec
-from subbyte.errors import UnsupportedError
+from subbyte.errors import ArgumentError, FormatError, UnsupportedError
 
 if TYPE_CHECKING:
-    from subbyte.formats.base import Format
+    from subbyte.formats.base import Format, Layer
+    from subbyte.forms import Form
+    from subbyte.planes import Plane
 
 #: Module of each format; it has a mapping FORMATS from id to format, and is loaded when an id of it is asked for.
 _MODULES = {
@@ -51,6 +53,7 @@ _MODULES = {
     "qserve.int8": "integer.qserve",
     "quanto": "integer.quanto",
     "sinq": "integer.sinq",
+    "subbyte": "envelope",
     "torchao": "integer.torchao",
 }
 
@@ -61,7 +64,7 @@ _KNOWN = frozenset(
     compressed-tensors exl3 fp8 fsq gemma gptq gptvq higgs hqq ifairy kv.aquakv kv.kivi kv.kvquant kv.logquant
     kv.quantspec kv.rotatekv kv.xquant kv.zipcache littlebit llm-fp4 lq-lora matquant matquant.codes mlx modelopt mxfp4
     nunchaku nunchaku.bias nunchaku.lora_down nunchaku.lora_up nunchaku.smooth onebit qmoe qpalette qqq qqq.int8
-    qqq.s_channel qserve qserve.int8 qtip quanto quip sageattention sinq spqr squeezellm tmac torchao vptq
+    qqq.s_channel qserve qserve.int8 qtip quanto quip sageattention sinq spqr squeezellm subbyte tmac torchao vptq
     """.split()
 )
 
@@ -73,13 +76,19 @@ _REMOVED_GGML = frozenset("q4_2 q4_3 q4_0_4_4 q4_0_4_8 q4_0_8_8 iq4_nl_4_4 iq4_n
 
 
 class LayerFormat(Protocol):
-    """What `subbyte.decode` and `subbyte.encode` need of a format or codec."""
+    """What formats and codecs have in common."""
 
     def decode(self, planes: Mapping[str, Any], *, params: Mapping[str, Any], dtype: Any) -> Array:
         """The dense weight of one layer, see `subbyte.decode`."""
 
     def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
         """The planes of one layer, see `subbyte.encode`."""
+
+    def read(self, planes: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
+        """The layer as a canonical form, see `Format.read`."""
+
+    def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
+        """A form's codes and parameters as planes, see `Format.write`."""
 
 
 class CodecFormat:
@@ -95,6 +104,33 @@ class CodecFormat:
     def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
         """Encodes with the codec; ``params`` have no meaning for it."""
         return self.codec.encode(array, importance=importance)
+
+    def read(self, planes: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
+        """The weight as a form; ``params`` hold its ``shape``.
+
+        Raises:
+            ArgumentError: a plane or the shape is missing.
+            FormatError: the blocks are not those of a weight of this shape.
+        """
+        from subbyte.forms import Coded
+        from subbyte.planes import plane
+
+        shape = params.get("shape")
+        if not isinstance(shape, list | tuple) or not shape:
+            raise ArgumentError(f"params lacks 'shape', the shape of a weight of {self.codec.id}")
+        return Coded.read(self.codec, {name: plane(value).array() for name, value in planes.items()}, tuple(shape))
+
+    def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
+        """The planes of a form that the codec holds exactly (`subbyte.routes.blocks.fit` says which).
+
+        Raises:
+            UnsupportedError: it does not.
+        """
+        from subbyte.ggml import PLANE
+        from subbyte.planes import Plane
+        from subbyte.routes.blocks import assembled
+
+        return {PLANE: Plane(assembled(form, self.codec.id).reshape(*form.shape[:-1], -1), "U8")}
 
 
 def format_ids() -> list[str]:
@@ -131,3 +167,22 @@ def get_format(id: str) -> LayerFormat:
     if family == "gguf" and variant in ("i8", "i16", "i32", "i64"):
         raise UnsupportedError(f"'{id}' holds integers, not weights: open the file and decode the tensor by name")
     return CodecFormat(get_codec(id))
+
+
+def read_layer(id: str, layer: Layer, planes: Mapping[str, Plane]) -> Form:
+    """The form of a layer of a checkpoint.
+
+    Args:
+        id: format of the checkpoint.
+        layer: the layer.
+        planes: its planes.
+
+    Raises:
+        FormatError: it is not of the shape that the checkpoint says, or as `Format.read`.
+        ArgumentError, UnsupportedError: as `Format.read`.
+    """
+    form = get_format(layer.format or id).read(planes, layer.params)
+    expected = (*layer.shape[:-2], layer.shape[-1], layer.shape[-2]) if layer.transposed else layer.shape
+    if form.shape != expected:
+        raise FormatError(f"the planes hold a weight {list(form.shape)}: expected {list(expected)}")
+    return form

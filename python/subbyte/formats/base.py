@@ -26,6 +26,7 @@ class Layer:
         params: the format's parameters for this layer.
         transposed: the dense weight has its last two axes exchanged against what `Format.read` gives (experts of
             gpt-oss).
+        format: id of its format, where that is not the checkpoint's.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Layer:
     planes: Mapping[str, str]
     params: Mapping[str, Any]
     transposed: bool = False
+    format: str | None = None
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ METHODS = {
     "gptq": "gptq", "awq": "awq", "compressed-tensors": "compressed-tensors", "bitsandbytes": "bitsandbytes",
     "hqq": "hqq", "torchao": "torchao", "quanto": "quanto", "fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp8": "fp8",
     "mxfp4": "mxfp4", "modelopt": "modelopt", "bitnet": "bitnet", "sinq": "sinq", "gemma": "gemma",
-    "metal": "mlx", "matgptq_quant": "matquant", "qqq": "qqq",
+    "metal": "mlx", "matgptq_quant": "matquant", "qqq": "qqq", "subbyte": "subbyte",
 }  # fmt: skip
 
 #: Side file, key of the settings in it ("" for the whole file), format id.

@@ -6,6 +6,7 @@ and decode ranges of rows.
 
 from subbyte.forms.affine import Affine, Biased, FloatZero
 from subbyte.forms.base import Form
+from subbyte.forms.coded import Coded
 from subbyte.forms.codes import ByteCodes, ByteRowCodes, Codes, PackedCodes
 from subbyte.forms.dual import DualScaled
 from subbyte.forms.flat import NibbleCodes, SlabCodes
@@ -24,6 +25,7 @@ __all__ = [
     "BlockScaled",
     "ByteCodes",
     "ByteRowCodes",
+    "Coded",
     "Codes",
     "ColumnScaled",
     "CroppedCodes",

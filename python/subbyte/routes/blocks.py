@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from subbyte import _native
 from subbyte.arrays import Array, as_bytes
-from subbyte.forms import Affine, Biased, Codes, Form, Microscaled, Ternary
+from subbyte.forms import Affine, Biased, Coded, Codes, Form, Microscaled, Ternary
 from subbyte.forms.codes import CodeArray
 from subbyte.ggml import TYPES
 from subbyte.planes import Plane, float_plane
@@ -104,6 +104,10 @@ def fit(form: Form, type: str) -> Fit:
     Raises:
         MisfitError: they cannot.
     """
+    if isinstance(form, Coded):
+        if form.ggml_type == type:
+            return Fit(form)
+        form = canonical(form)
     if form.columns % TYPES[type].block:
         raise MisfitError(f"rows of {form.columns} are no whole number of blocks of {TYPES[type].block}")
     if type in ("MXFP4", "NVFP4"):
@@ -124,6 +128,13 @@ def fit(form: Form, type: str) -> Fit:
         last = adapt.with_scales(_as_affine(wider.form), "F16")
     step = step.then(wider.form, wider.kind)
     return step.then(last.form, last.kind, last.bound, last.why)
+
+
+def canonical(form: Form) -> Form:
+    """Blocks of a ggml type in the terms of their family, where they have one; any other form as it is."""
+    if not isinstance(form, Coded) or form.ggml_type is None:
+        return form
+    return form_of(form.ggml_type, form.blocks, form.shape) or form
 
 
 def _as_affine(form: Form) -> Affine:
@@ -184,11 +195,14 @@ class Assembler:
             form = replace(form.codes.source, scales=form.scales)
         self._form, self._type = form, type
         self._row_bytes = TYPES[type].row_bytes(form.columns)
-        self._native = None if isinstance(form, Ternary) else _codes(form).native()
-        self._parameters = {} if isinstance(form, Ternary) else _parameters(form)
+        held = isinstance(form, Ternary | Coded)
+        self._native = None if held else _codes(form).native()
+        self._parameters = {} if held else _parameters(form)
 
     def rows(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Blocks of the rows ``start`` to ``stop``: uint8, shape (rows, bytes of a row)."""
+        if isinstance(self._form, Coded):
+            return np.ascontiguousarray(self._form.blocks[start:stop])
         out = np.empty((stop - start, self._row_bytes), np.uint8)
         if not out.size:
             return out
@@ -209,6 +223,23 @@ class Assembler:
         passed = {name: None if value is None else as_bytes(value) for name, value in parameters.items()}
         layer.assemble(self._type, first, out.reshape(-1), group=group, **passed)
         return out
+
+
+def assembled(form: Form, codec: str) -> NDArray[np.uint8]:
+    """All blocks of a form in the type of a codec: uint8, shape (rows, bytes of a row).
+
+    Raises:
+        MisfitError: the codec does not hold the form exactly, or is no ggml type.
+    """
+    type = codec.removeprefix("gguf.").upper()
+    if type not in TYPES:
+        raise MisfitError(f"{codec} makes its planes by itself, from floats")
+    found = fit(form, type)
+    if found.kind == "rounded":
+        raise MisfitError(f"{type}: {found.why}")
+    if isinstance(found.form, Microscaled) and found.form.multiplier not in (None, 1):
+        raise MisfitError(f"{type} has no room for the scale of the whole tensor")
+    return Assembler(found.form, type).rows(0, form.rows)
 
 
 def _codes(form: Form) -> Codes:
