@@ -135,8 +135,8 @@ def test_plugin_cannot_replace_a_built_in_codec(install):
 
 
 def test_format_ids():
-    with pytest.raises(subbyte.UnsupportedError, match="'aqlm' is not supported yet"):
-        subbyte.decode("aqlm", {})
+    with pytest.raises(subbyte.UnsupportedError, match="'kv.kivi' is not supported yet"):
+        subbyte.decode("kv.kivi", {})
     for id in ("gguf.q4_2", "gguf.q4_0_4_4", "gguf.i32"):
         with pytest.raises(subbyte.UnsupportedError):
             subbyte.encode(id, np.zeros(32))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 #: Module of each format; it has a mapping FORMATS from id to format, and is loaded when an id of it is asked for.
 _MODULES = {
     "any4": "table.any4",
+    "aqlm": "vector.aqlm",
     "awq": "integer.awq",
     "bitnet": "ternary.bitnet",
     "bitnet.gpu_int2": "ternary.bitnet_gpu",
@@ -30,10 +31,12 @@ _MODULES = {
     "bitnet.tl1": "ternary.bitnet_tl",
     "bitnet.tl2": "ternary.bitnet_tl",
     "bitsandbytes": "table.bitsandbytes",
+    "compact3d": "vector.compact3d",
     "compressed-tensors": "compressed_tensors",
     "fp8": "float.fp8",
     "gemma": "integer.gemma",
     "gptq": "integer.gptq",
+    "gptvq": "vector.gptvq",
     "hqq": "integer.hqq",
     "llm-fp4": "float.llm_fp4",
     "matquant": "integer.matquant",
@@ -46,6 +49,7 @@ _MODULES = {
     "nunchaku.lora_down": "integer.nunchaku",
     "nunchaku.lora_up": "integer.nunchaku",
     "nunchaku.smooth": "integer.nunchaku",
+    "qmoe": "vector.qmoe",
     "qqq": "integer.qqq",
     "qqq.int8": "integer.qqq",
     "qqq.s_channel": "integer.qqq",
@@ -53,8 +57,11 @@ _MODULES = {
     "qserve.int8": "integer.qserve",
     "quanto": "integer.quanto",
     "sinq": "integer.sinq",
+    "spqr": "vector.spqr",
+    "squeezellm": "vector.squeezellm",
     "subbyte": "envelope",
     "torchao": "integer.torchao",
+    "vptq": "vector.vptq",
 }
 
 #: Every id that is spoken for.

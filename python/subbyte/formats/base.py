@@ -81,14 +81,14 @@ class Folder:
                 )
         return {module: planes for module, planes in found.items() if all(plane in planes for plane in wanted)}
 
-    def note_exceptions(self, layers: Sequence[Layer]) -> None:
-        """Notes the modules that ``modules_to_not_convert`` lists although they are among the quantized ``layers``.
+    def note_exceptions(self, layers: Sequence[Layer], key: str = "modules_to_not_convert") -> None:
+        """Notes the modules or weights that the setting lists although they are among the quantized ``layers``.
 
         Raises:
             FormatError: the setting is no list of names.
         """
-        for name in setting_names(self.settings, "modules_to_not_convert"):
-            of_name = next((layer for layer in layers if name and f".{name}." in f".{layer.name}"), None)
+        for name in setting_names(self.settings, key):
+            of_name = next((layer for layer in layers if name and f".{name}." in f".{layer.name}."), None)
             if of_name is not None:
                 self.notes.append(f"'{name}' is listed as not converted, but {of_name.name} is quantized")
 

@@ -18,6 +18,7 @@ METHODS = {
     "hqq": "hqq", "torchao": "torchao", "quanto": "quanto", "fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp8": "fp8",
     "mxfp4": "mxfp4", "modelopt": "modelopt", "bitnet": "bitnet", "sinq": "sinq", "gemma": "gemma",
     "metal": "mlx", "matgptq_quant": "matquant", "qqq": "qqq", "subbyte": "subbyte",
+    "aqlm": "aqlm", "vptq": "vptq", "spqr": "spqr", "squeezellm": "squeezellm",
 }  # fmt: skip
 
 #: Side file, key of the settings in it ("" for the whole file), format id.
@@ -97,6 +98,12 @@ def by_names(source: SafetensorsFile) -> str | None:
             return "gptq"  # Marlin
         elif last == "lut" and f"{module}.scales_and_zeros" in source:
             return "any4"
+        elif last == "codebooks" and f"{module}.codes" in source:
+            return "aqlm"
+        elif last == "lookup_table":
+            return "squeezellm"
+        elif last == "dense_weights" and f"{module}.col_vals" in source:
+            return "spqr"
         elif last == "weight_packed" or (last == "bitmask" and f"{module}.compressed" in source):
             return "compressed-tensors"
         elif last == "absmax" or (last == "SCB" and f"{module}.weight" in source):

@@ -1,4 +1,4 @@
-"""Codes that are looked up in a table of their row, then scaled and shifted by group (any4)."""
+"""Codes that are looked up in a table of their row, perhaps scaled and shifted by group (any4, SqueezeLLM)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RowTable(Form):
     Attributes:
         codes: (rows, columns).
         tables: F16, BF16 or F32, (rows, 2^bits), or (1, 2^bits) for one table for all.
-        scales, zeros: F16, BF16 or F32, (rows, groups); zeros of None are not added.
+        scales, zeros: F16, BF16 or F32, (rows, groups); scales of None do not multiply, zeros of None are not added.
         group_size: columns of a group.
         centre: subtracted from the entries of the tables.
     """
@@ -31,7 +31,7 @@ class RowTable(Form):
     shape: tuple[int, ...]
     codes: Codes
     tables: Plane
-    scales: Plane
+    scales: Plane | None
     zeros: Plane | None
     group_size: int
     centre: int = 0
@@ -40,13 +40,12 @@ class RowTable(Form):
         expected = (self.rows, -(-self.columns // max(self.group_size, 1)))
         if (
             self.codes.shape != (self.rows, self.columns)
-            or self.scales.shape != expected
-            or (self.zeros is not None and self.zeros.shape != expected)
+            or any(one is not None and one.shape != expected for one in (self.scales, self.zeros))
             or self.tables.shape not in ((1, 1 << self.codes.bits), (self.rows, 1 << self.codes.bits))
         ):
             raise FormatError(
-                f"codes of shape {list(self.codes.shape)}, tables of shape {list(self.tables.shape)} and scales of "
-                f"shape {list(self.scales.shape)} do not fit a weight {list(self.shape)} of {self.codes.bits} bits"
+                f"codes of shape {list(self.codes.shape)}, tables of shape {list(self.tables.shape)} and scales in "
+                f"groups of {self.group_size} do not fit a weight {list(self.shape)} of {self.codes.bits} bits"
             )
 
     def values(self, rows: slice) -> NDArray[np.float32]:
@@ -63,11 +62,14 @@ class RowTable(Form):
             if self.centre:
                 centred = rounded(centred - np.float32(self.centre), kind)
             every = np.broadcast_to(centred, (len(codes), centred.shape[1]))
-            entries = np.take_along_axis(every, codes.astype(np.intp), axis=1)
-            scaled = rounded(entries * spread(_rows(self.scales, rows).float32(), self.columns, self.group_size), kind)
-            if self.zeros is None:
-                return scaled
-            return rounded(scaled + spread(_rows(self.zeros, rows).float32(), self.columns, self.group_size), kind)
+            found = np.take_along_axis(every, codes.astype(np.intp), axis=1)
+            if self.scales is not None:
+                scales = spread(_rows(self.scales, rows).float32(), self.columns, self.group_size)
+                found = rounded(found * scales, kind)
+            if self.zeros is not None:
+                zeros = spread(_rows(self.zeros, rows).float32(), self.columns, self.group_size)
+                found = rounded(found + zeros, kind)
+            return found
 
 
 def _rows(plane: Plane, rows: slice) -> Plane:

@@ -116,7 +116,7 @@ class Any4(Format):
         return encoded(self.id, planes, (rows, columns), params)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
-        if not isinstance(form, RowTable) or len(form.shape) != 2:
+        if not isinstance(form, RowTable) or len(form.shape) != 2 or form.scales is None:
             return super().write(form, params)
         bits = form.codes.bits
         if form.zeros is None and form.centre:

@@ -1,0 +1,1 @@
+"""Checkpoints of vector quantization, with or without outliers and rotations."""

@@ -1,0 +1,22 @@
+"""Forms of vector quantization: indices into tables of vectors, and what is added or put in order around them."""
+
+from subbyte.forms.vector.additive import Additive, Book
+from subbyte.forms.vector.bilevel import Bilevel
+from subbyte.forms.vector.columns import Beside, ColumnAffine, Ordered
+from subbyte.forms.vector.indices import ArrayIndices, BitIndices, Indices, StreamIndices
+from subbyte.forms.vector.outliers import AddedRows, Outliers
+
+__all__ = [
+    "AddedRows",
+    "Additive",
+    "ArrayIndices",
+    "Beside",
+    "Bilevel",
+    "BitIndices",
+    "Book",
+    "ColumnAffine",
+    "Indices",
+    "Ordered",
+    "Outliers",
+    "StreamIndices",
+]

@@ -1,0 +1,98 @@
+"""Columns of other forms: side by side, in another order, scaled and shifted (VPTQ, SpQR, Q-Palette)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subbyte.errors import FormatError
+from subbyte.forms.base import Form
+from subbyte.planes import Plane, rounded
+
+
+@dataclass(frozen=True, eq=False)
+class Beside(Form):
+    """Weights of the same rows, side by side.
+
+    Attributes:
+        parts: from left to right.
+    """
+
+    shape: tuple[int, ...]
+    parts: tuple[Form, ...]
+
+    def __post_init__(self) -> None:
+        expected = [part.shape[:-1] for part in self.parts]
+        if sum(part.columns for part in self.parts) != self.columns or any(one != self.shape[:-1] for one in expected):
+            raise FormatError(f"parts of shapes {[list(p.shape) for p in self.parts]} do not make {list(self.shape)}")
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        return np.concatenate([part.values(rows) for part in self.parts], axis=1)
+
+    def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        return np.concatenate([part.rounded_values(rows, kind) for part in self.parts], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Ordered(Form):
+    """A weight whose columns are stored in another order: column ``order[j]`` is the stored column j.
+
+    Attributes:
+        order: integers, (columns,), each column once.
+    """
+
+    shape: tuple[int, ...]
+    inner: Form
+    order: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        columns = self.columns
+        if self.inner.shape != self.shape or self.order.shape != (columns,):
+            raise FormatError(f"an order of {self.order.size} columns does not fit a weight {list(self.inner.shape)}")
+        if not np.array_equal(np.sort(self.order), np.arange(columns)):
+            raise FormatError(f"the order of the columns does not name each of the {columns} columns once")
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        return self._ordered(self.inner.values(rows))
+
+    def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        return self._ordered(self.inner.rounded_values(rows, kind))
+
+    def _ordered(self, stored: NDArray[np.float32]) -> NDArray[np.float32]:
+        out = np.empty_like(stored)
+        out[:, self.order] = stored
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnAffine(Form):
+    """w = value * scale of its column + offset of its column, each step rounded; in 16 bits to the type of the scales.
+
+    Attributes:
+        scales, offsets: F16, BF16 or F32, (columns,), of one type.
+    """
+
+    shape: tuple[int, ...]
+    inner: Form
+    scales: Plane
+    offsets: Plane
+
+    def __post_init__(self) -> None:
+        if self.inner.shape != self.shape or not self.scales.shape == self.offsets.shape == (self.columns,):
+            raise FormatError(
+                f"scales {list(self.scales.shape)} and offsets {list(self.offsets.shape)} of columns do not fit a "
+                f"weight of shape {list(self.inner.shape)}"
+            )
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        with np.errstate(all="ignore"):
+            scaled: NDArray[np.float32] = self.inner.values(rows) * self.scales.float32()
+            return scaled + self.offsets.float32()
+
+    def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        own = self.scales.kind
+        with np.errstate(all="ignore"):
+            scaled = rounded(self.inner.rounded_values(rows, kind) * self.scales.float32(), own)
+            return rounded(scaled + self.offsets.float32(), own)
