@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import pytest
 
 import subbyte
 from checkpoints import GOLDEN, checkpoint, llama_tensors
-from subbyte.io.gguf import GgufFile, GgufValue, write_gguf
+from subbyte.convert.types import piece_columns
+from subbyte.io.gguf import GgufFile, GgufValue, plan_gguf, write_gguf
 
 TINY = GOLDEN / "convert" / "tiny-llama"
 BF16 = GOLDEN / "convert" / "tiny-llama-bf16.gguf"
@@ -157,3 +160,80 @@ def test_rules_as_people_write_them(pattern: str) -> None:
     assert names
     weights = [name for name in GgufFile(BF16) if name.endswith(".weight") and "norm" not in name]
     assert names == {name for name in weights if re.search(pattern, name)}
+
+
+_PEAK = """
+import sys, subbyte
+result = subbyte.convert(sys.argv[2], sys.argv[3], to=sys.argv[4]) if sys.argv[1] == "convert" else subbyte.verify(
+    sys.argv[3], sys.argv[2])
+assert sys.argv[1] == "convert" or result.ok, result.failures
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak) << 10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("to", ["gguf.f32", "gguf", "hf.f32"])
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, to: str) -> None:
+    source, dst = tmp_path / "m.gguf", tmp_path / "out"
+    sizes = {"block_count": 1, "embedding_length": 1 << 25, "attention.head_count": 1}
+    keys = {"general.architecture": GgufValue("str", "llama")}
+    keys |= {f"llama.{key}": GgufValue("u32", value) for key, value in sizes.items()}
+    shapes = [("token_embd.weight", "BF16", (1, 1 << 25)), ("output_norm.weight", "BF16", (1 << 25,))]
+    layout = plan_gguf(keys, shapes)
+    with source.open("wb") as file:
+        file.write(layout.header())
+        file.truncate(layout.nbytes)
+    peaks = []
+    for what in ("convert", "verify"):
+        command = [sys.executable, "-c", _PEAK, what, str(source), str(dst), to]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout))
+    assert max(peaks) < 256 << 20, peaks
+    plan = subbyte.plan(source, to=to)
+    assert peaks[0] <= plan.peak_memory
+    assert subbyte.report(dst).made["to"]
+
+
+def test_places_in_rows_that_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["subbyte.convert.types"], "LONGEST_ROW", 10)
+    piece_columns.cache_clear()
+    data = bytearray(BF16.read_bytes())
+    data[-2:] = b"\xc0\x7f"
+    (tmp_path / "nan.gguf").write_bytes(data)
+    try:
+        for to in ("gguf.f32", "gguf", "hf.f32"):
+            with pytest.raises(subbyte.NonFiniteError) as caught:
+                subbyte.convert(tmp_path / "nan.gguf", tmp_path / "out", to=to)
+            assert (caught.value.tensor, caught.value.row, caught.value.column) == ("output_norm.weight", 0, 63)
+        for to in ("gguf.f32", "gguf.q8_0", "hf.bf16"):
+            dst = tmp_path / to
+            subbyte.convert(BF16, dst, to=to)
+            assert subbyte.verify(dst, BF16).ok
+            file = dst / "model.safetensors" if dst.is_dir() else dst
+            raw = bytearray(file.read_bytes())
+            raw[-3] ^= 1
+            file.write_bytes(raw)
+            assert any("hash" in failure for failure in subbyte.verify(dst).failures)
+            piece_columns.cache_clear()
+            with monkeypatch.context() as other:
+                other.setattr(sys.modules["subbyte.convert.types"], "LONGEST_ROW", 1 << 21)
+                subbyte.convert(BF16, tmp_path / "whole", to=to, overwrite=True)
+                raw[-3] ^= 1
+                file.write_bytes(raw)
+                assert subbyte.verify(dst, BF16).ok  # in the pieces that the manifest names
+                name = "model.safetensors" if dst.is_dir() else ""
+                assert (tmp_path / "whole" / name).read_bytes() == bytes(raw)
+                shutil.rmtree(tmp_path / "whole") if dst.is_dir() else (tmp_path / "whole").unlink()
+            piece_columns.cache_clear()
+    finally:
+        piece_columns.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("columns", "types", "want"),
+    [(1 << 21, ("F32",), 1 << 21), (150_000_000, ("BF16", "F32"), 2_000_000), (1 << 25, ("Q4_K", "F32"), 1 << 21),
+     (2_097_169, ("F32",), 1), ((1 << 22) + 32, ("Q4_K", "F32"), (1 << 22) + 32), (256 * 8191, ("Q6_K",), 256 * 8191),
+     (256 * 8209, ("Q6_K", "Q8_0"), 256)],
+)  # fmt: skip
+def test_pieces_of_rows(columns: int, types: tuple[str, ...], want: int) -> None:
+    assert piece_columns(columns, *types) == want

@@ -2,8 +2,8 @@
 
 The manifest of ``model.gguf`` is ``model.gguf.subbyte.json``, that of a folder is ``manifest.subbyte.json`` in it. It
 holds the report of the conversion, what identifies the command that made it, facts about each file, and a hash of each
-tensor: SHA-256 over the SHA-256 digests of its units of ``unit_rows`` rows, so that units can be hashed at the same
-time and a resumed run need not read finished tensors again.
+tensor: SHA-256 over the SHA-256 digests of its units of ``unit_rows`` rows of ``unit_columns`` elements, so that units
+can be hashed at the same time and a resumed run need not read finished tensors again.
 """
 
 from __future__ import annotations

@@ -72,6 +72,11 @@ class Recipe:
         """Number of elements."""
         return prod(self.shape)
 
+    def cut(self, columns: int) -> Recipe:
+        """The same tensor in rows of ``columns`` elements; itself where its rows cannot be read in pieces."""
+        content = None if columns == self.columns else self.content.cut(columns)
+        return self if content is None else Recipe(self.name, content.shape, content)
+
     @property
     def source_nbytes(self) -> int:
         """Bytes in the source."""

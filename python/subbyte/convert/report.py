@@ -29,6 +29,7 @@ class Row:
         seconds: time it took, summed over threads.
         sha256: hash over those of its units (:mod:`subbyte.convert.manifest`).
         unit_rows: rows of a unit.
+        unit_columns: their length; longer rows, of millions of elements, are cut into equal pieces.
         why: what rounds and by how much at most, or why the codes could not be moved.
         bound: largest relative change of a parameter that rounds.
         layer: name of the dense weight that it is a plane of; empty for a tensor of its own.
@@ -50,9 +51,12 @@ class Row:
     bound: float = 0.0
     layer: str = ""
     elements: int = 0
+    unit_columns: int = 0
 
     @classmethod
-    def of(cls, tensor: TensorPlan, seconds: float = 0.0, sha256: str = "", unit_rows: int = 0) -> Row:
+    def of(
+        cls, tensor: TensorPlan, seconds: float = 0.0, sha256: str = "", unit_rows: int = 0, unit_columns: int = 0
+    ) -> Row:
         """The row of a planned tensor."""
         recipe, part = tensor.recipe, tensor.part
         elements = recipe.elements if part is None else part.elements
@@ -60,7 +64,7 @@ class Row:
         bits = 8 * tensor.nbytes / elements if elements else 0.0
         return cls(tensor.name, tensor.shape, recipe.content.stored, tensor.type, before, tensor.nbytes, bits,
                    tensor.kind, seconds, sha256, unit_rows, tensor.why, tensor.bound,
-                   "" if part is None else part.layer, elements)  # fmt: skip
+                   "" if part is None else part.layer, elements, unit_columns)  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
@@ -77,7 +81,7 @@ class Row:
 _ROW_FIELDS: Mapping[str, type] = {
     "name": str, "shape": list, "source_type": str, "type": str, "source_nbytes": int, "nbytes": int,
     "bits_per_weight": float, "kind": str, "seconds": float, "sha256": str, "unit_rows": int,
-    "why": str, "bound": float, "layer": str, "elements": int,
+    "why": str, "bound": float, "layer": str, "elements": int, "unit_columns": int,
 }  # fmt: skip
 _FIELDS: Mapping[str, type] = {
     "src": str, "dst": str, "to": str, "nbytes": int, "seconds": float, "resumed": int, "unchanged": bool,

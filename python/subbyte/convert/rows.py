@@ -79,6 +79,10 @@ class Rows(ABC):
     def place(self, row: int, column: int) -> Place:
         """Where the source stores an element; of a block, its scale."""
 
+    def cut(self, columns: int) -> Rows | None:
+        """The same bytes in shorter rows of ``columns`` elements; ``None`` where they could only be read whole."""
+        return None
+
     @property
     def layered(self) -> bool:
         """Whether the rows are those of a quantized layer, or made of some."""
@@ -140,6 +144,9 @@ class SourceTensor(Rows):
     def place(self, row: int, column: int) -> Place:
         return Place(self, row, column)
 
+    def cut(self, columns: int) -> Rows:
+        return _Cut(replace(self, shape=(prod(self.shape) // columns, columns)), self)
+
 
 @dataclass(frozen=True, eq=False)
 class _View(Rows):
@@ -178,6 +185,23 @@ class _View(Rows):
     def as_type(self, type: str) -> Rows | None:
         source = self.source.as_type(type)
         return None if source is None else replace(self, source=source)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut(_View):
+    """Stored rows in pieces; places are those of the whole rows."""
+
+    uncut: Rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.source.shape
+
+    def read(self, start: int, stop: int) -> Raw:
+        return self.source.read(start, stop)
+
+    def place(self, row: int, column: int) -> Place:
+        return self.uncut.place(*divmod(row * self.columns + column, self.uncut.columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -426,6 +450,10 @@ class Decoded(_View):
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.source.shape
+
+    def cut(self, columns: int) -> Rows | None:
+        source = self.source.cut(columns)
+        return None if source is None else replace(self, source=source)
 
     def read(self, start: int, stop: int) -> Raw:
         values = to_float32(self.source.type, self.source.read(start, stop), self.columns)

@@ -20,7 +20,7 @@ from subbyte.convert.journal import Journal, differences, identify
 from subbyte.convert.manifest import combined, digest
 from subbyte.convert.output import Output
 from subbyte.convert.report import Report, Row
-from subbyte.convert.units import Unit, unit_rows, units
+from subbyte.convert.units import Unit, in_pieces, unit_rows, units
 from subbyte.errors import CancelledError, Error, IoError
 from subbyte.planning.output import Plan
 
@@ -103,7 +103,7 @@ class _Job:
         cancel: Cancel | None,
     ) -> None:
         self.plan, self.dst, self.journal, self.executor, self.output = plan, dst, journal, executor, output
-        self.tensors = plan.tensors
+        self.tensors = tuple(map(in_pieces, plan.tensors))
         self.progress, self.cancel = progress, cancel
         self.units = list(units(self.tensors))
         self.count = len(self.units)
@@ -167,7 +167,7 @@ class _Job:
         for unit in self.units:
             hashes[unit.tensor].append(self.journal.done[unit.number])
         rows = [
-            Row.of(tensor, taken, combined(found), unit_rows(tensor))
+            Row.of(tensor, taken, combined(found), unit_rows(tensor), tensor.recipe.columns)
             for tensor, taken, found in zip(self.tensors, self.seconds, hashes, strict=True)
         ]
         source = self.plan.source

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from functools import lru_cache
+from math import lcm, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,23 @@ _BITS = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 """Bits of an element of the dtypes of safetensors that ggml lacks."""
+
+
+LONGEST_ROW = 1 << 21
+"""Elements of a row that is read whole; longer ones are read in pieces (:func:`piece_columns`)."""
+
+
+@lru_cache(maxsize=256)
+def piece_columns(columns: int, *types: str) -> int:
+    """The length of equal pieces of a row that are at most ``LONGEST_ROW`` long and whole blocks of all ``types``.
+
+    The length of the row itself where it is short enough, or no piece divides it.
+    """
+    block = lcm(*(TYPES[name].block if name in TYPES else 1 for name in types))
+    if columns <= LONGEST_ROW or columns % block:
+        return columns
+    blocks = columns // block
+    return block * next((size for size in range(LONGEST_ROW // block, 0, -1) if blocks % size == 0), blocks)
 
 
 def quantized(name: str) -> bool:

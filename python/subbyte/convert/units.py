@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from subbyte.convert.manifest import digest
-from subbyte.convert.types import Raw
+from subbyte.convert.types import Raw, piece_columns
 from subbyte.convert.values import encode, first_invalid_block
 from subbyte.errors import CancelledError, Error, NonFiniteError
 from subbyte.ggml import TYPES
@@ -50,15 +50,24 @@ class Made:
     seconds: float
 
 
+def in_pieces(tensor: TensorPlan) -> TensorPlan:
+    """The tensor with rows of a bounded length: memory must not grow with the rows of a file."""
+    if tensor.importance is not None:
+        return tensor
+    columns = piece_columns(tensor.recipe.columns, tensor.recipe.type, tensor.type)
+    recipe = tensor.recipe.cut(columns)
+    return tensor if recipe is tensor.recipe else replace(tensor, recipe=recipe)
+
+
 def unit_rows(tensor: TensorPlan) -> int:
-    """Rows of a unit of the tensor."""
+    """Rows of a unit of the tensor, whose rows are those of :func:`in_pieces`."""
     return max(1, CHUNK // max(tensor.recipe.columns, 1))
 
 
 def units(tensors: Sequence[TensorPlan]) -> Iterator[Unit]:
     """The units of all tensors, in file order."""
     number = 0
-    for index, tensor in enumerate(tensors):
+    for index, tensor in enumerate(map(in_pieces, tensors)):
         rows = tensor.recipe.rows if tensor.nbytes else 0
         size, step = tensor.nbytes // max(rows, 1), unit_rows(tensor)
         for first in range(0, rows, step):
@@ -75,7 +84,7 @@ def make(tensor: TensorPlan, unit: Unit, stop: threading.Event) -> Made:
         Error: the source is damaged, cannot be read, or has values that the target lacks.
     """
     begin = time.perf_counter()
-    data = np.ascontiguousarray(_rows(tensor, unit.first, unit.last, stop))
+    data = np.ascontiguousarray(_rows(in_pieces(tensor), unit.first, unit.last, stop))
     sha256 = digest(data)
     return Made(data, sha256, time.perf_counter() - begin)
 

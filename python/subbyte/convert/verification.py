@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from subbyte.convert.manifest import combined, digest, read_manifest
 from subbyte.convert.recipe import Recipe
-from subbyte.convert.report import Report, finite, table
+from subbyte.convert.report import Report, Row, finite, table
 from subbyte.convert.source import is_checkpoint, is_gguf, open_source, stored_tensor
-from subbyte.convert.types import FLOATS, quantized
+from subbyte.convert.types import FLOATS, piece_columns, quantized
 from subbyte.convert.units import CHUNK
 from subbyte.convert.values import first_invalid_block, kind, to_float32
 from subbyte.errors import Error, UnsupportedError, warn
@@ -203,8 +203,8 @@ def stored_recipes(path: Path) -> list[Recipe]:
     raise UnsupportedError("expected a GGUF file, a checkpoint folder or a safetensors file", file=path)
 
 
-def _promised(path: Path) -> tuple[dict[str, tuple[int, str]] | None, list[str]]:
-    """Rows of a unit and hash of each tensor by the manifest, and which files are not what it says.
+def _promised(path: Path) -> tuple[dict[str, Row] | None, list[str]]:
+    """What the manifest says of each tensor that it has a hash of, and which files are not what it says.
 
     There are no hashes where there is no manifest that can be read.
     """
@@ -231,10 +231,10 @@ def _promised(path: Path) -> tuple[dict[str, tuple[int, str]] | None, list[str]]
     weights = path.glob("*.safetensors") if path.is_dir() else [path]
     unknown = [file.name for file in weights if file not in manifest.paths(path)]
     failures += [f"{name}: the manifest does not have it" for name in sorted(unknown)]
-    return {row.name: (row.unit_rows, row.sha256) for row in rows if row.sha256}, failures
+    return {row.name: row for row in rows if row.sha256}, failures
 
 
-def _compare(recipe: Recipe, origin: Recipe | None, expected: bool, promised: tuple[int, str] | None) -> Comparison:
+def _compare(recipe: Recipe, origin: Recipe | None, expected: bool, promised: Row | None) -> Comparison:
     relation = "" if origin is None else kind(origin.type, recipe.type)
     problem = ""
     if expected and origin is None:
@@ -242,26 +242,57 @@ def _compare(recipe: Recipe, origin: Recipe | None, expected: bool, promised: tu
     elif origin is not None and _squeezed(origin.shape) != _squeezed(recipe.shape):
         problem = f"shape {recipe.shape}, the source has {origin.shape}"
     measure = None if origin is None or problem else _Errors(origin.type, recipe.type, relation)
-    step = max(1, CHUNK // max(recipe.columns, 1))
-    if promised is not None and (promised[0] == 1 or 0 < promised[0] * recipe.columns <= _MOST_AT_ONCE):
-        step = promised[0]
-    units = []
+    whole, hashed = recipe, None if promised is None else _as_hashed(recipe, promised)
+    recipe, origin = _in_pieces(recipe, None if measure is None else origin)
+    together = hashed is not None and hashed.columns == recipe.columns
+    units = [] if hashed is None or promised is None or together else _units(hashed, _step(hashed, promised))
+    step = _step(recipe, promised if together else None)
     for first in range(0, recipe.rows if recipe.elements else 0, step):
         last = min(first + step, recipe.rows)
         raw = recipe.read(first, last)
-        if promised is not None:
+        if together:
             units.append(digest(np.ascontiguousarray(raw)))
         block = first_invalid_block(recipe.type, raw)
         if block is not None:
             at = first * recipe.columns + block * TYPES[recipe.type].block
-            problem = problem or f"NaN or infinite at row {at // recipe.columns}, column {at % recipe.columns}"
+            problem = problem or f"NaN or infinite at row {at // whole.columns}, column {at % whole.columns}"
         if measure is not None and origin is not None:
             measure.add(origin.read(first, last), raw, recipe.columns)
-    if promised is not None and combined(units) != promised[1]:
+    if promised is not None and combined(units) != promised.sha256:
         problem = problem or "its bytes are not those whose hash is in the manifest"
     if measure is None:
         return Comparison(recipe.name, recipe.type, relation, failure=problem)
     return measure.comparison(recipe, relation, problem)
+
+
+def _step(recipe: Recipe, promised: Row | None) -> int:
+    """Rows that are read at once: those of a unit of the manifest, unless it names far too many."""
+    if promised is not None and (promised.unit_rows == 1 or 0 < promised.unit_rows * recipe.columns <= _MOST_AT_ONCE):
+        return promised.unit_rows
+    return max(1, CHUNK // max(recipe.columns, 1))
+
+
+def _units(recipe: Recipe, step: int) -> list[str]:
+    rows = recipe.rows if recipe.elements else 0
+    return [digest(np.ascontiguousarray(recipe.read(first, min(first + step, rows)))) for first in range(0, rows, step)]
+
+
+def _as_hashed(recipe: Recipe, promised: Row) -> Recipe:
+    """The tensor in rows as long as those whose hashes the manifest has."""
+    columns = promised.unit_columns
+    block = TYPES[recipe.type].block if recipe.type in TYPES else 1
+    fits = 0 < columns < recipe.columns and recipe.columns % columns == 0 and columns % block == 0
+    return recipe.cut(columns) if fits else recipe
+
+
+def _in_pieces(recipe: Recipe, origin: Recipe | None) -> tuple[Recipe, Recipe | None]:
+    """Both tensors in rows of one bounded length: whole blocks of both types."""
+    types = [recipe.type] if origin is None else [recipe.type, origin.type]
+    columns = piece_columns(recipe.columns, *types)
+    if origin is None or origin.columns == columns:
+        return recipe.cut(columns), origin
+    other = origin.cut(columns)
+    return (recipe, origin) if other is origin else (recipe.cut(columns), other)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from subbyte.convert.manifest import digest
 from subbyte.convert.report import Row, conversion_table, weights
 from subbyte.convert.source import stamp
 from subbyte.convert.types import quantized
-from subbyte.convert.units import PIECE, unit_rows
+from subbyte.convert.units import PIECE, in_pieces, unit_rows
 from subbyte.convert.values import encode
 from subbyte.errors import ArgumentError, Error, FormatError
 from subbyte.ggml import TYPES
@@ -124,7 +124,7 @@ def forecast(plan: Plan, src: Place, dst: Path | None) -> Forecast:
     workers = worker_count()
     unit = piece = 0
     seconds = sum(row.source_nbytes + row.nbytes for row in rows) / _COPY_RATE
-    for tensor in plan.tensors:
+    for tensor in map(in_pieces, plan.tensors):
         recipe = tensor.recipe
         height = min(unit_rows(tensor), max(recipe.rows, 1))
         unit = max(unit, height * (tensor.nbytes // max(recipe.rows, 1)))
