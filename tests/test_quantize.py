@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+import subbyte
 from subbyte import ArgumentError, NonFiniteError
 from subbyte.forms import Affine, Biased, FloatZero
 from subbyte.quantize import METHODS, Grid, quantize
@@ -240,3 +241,97 @@ def test_columns_without_any_importance_count_alike():
     values = matrix(np.random.default_rng(9))
     grid = Grid(3, 48)
     assert np.array_equal(quantize(values, grid, importance=np.zeros(144)).codes, quantize(values, grid).codes)
+
+
+MATRIX = matrix(np.random.default_rng(11), 64, 256, 0.3)
+INTEGER_TARGETS = {
+    "gptq": ({"quantization_config": {"bits": 3, "group_size": 64, "sym": True}}, ("mse", "lp", "neuqi")),
+    "gptq asymmetric": (
+        {"quantization_config": {"bits": 4, "group_size": 128, "sym": False, "checkpoint_format": "gptq_v2"}},
+        ("mse", "hqq", "neuqi"),
+    ),
+    "awq": ({"quantization_config": {"bits": 4, "group_size": 64, "version": "gemm"}}, ("mse", "hqq", "neuqi")),
+    "compressed-tensors": (
+        {
+            "quantization_config": {
+                "format": "pack-quantized",
+                "config_groups": {
+                    "group_0": {
+                        "targets": ["Linear"],
+                        "weights": {
+                            "num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 64,
+                        },
+                    }
+                },
+            }
+        },
+        ("mse", "neuqi"),
+    ),
+    "mlx": ({"quantization": {"bits": 3, "group_size": 64}}, ("mse", "hqq", "neuqi")),
+    "hqq": ({"nbits": 3, "group_size": 64, "axis": 1}, ("mse", "hqq", "neuqi")),
+    "quanto": ({"quantization_config": {"weights": "int4"}, "shape": [64, 256]}, ("mse", "neuqi")),
+    "torchao": (
+        {
+            "_type": "Int4Tensor",
+            "_data": {"block_size": [1, 64]},
+            "_tensor_data_names": ["qdata", "scale", "zero_point"],
+        },
+        ("mse", "neuqi"),
+    ),
+}  # fmt: skip
+
+
+def relative_error(format, params, **more):
+    made = subbyte.encode(format, MATRIX.astype(np.float16), params=params, **more)
+    back = subbyte.decode(format, made, params=params)
+    return np.linalg.norm(back - MATRIX.astype(np.float16)) / np.linalg.norm(MATRIX)
+
+
+@pytest.mark.parametrize("name", INTEGER_TARGETS)
+def test_formats_take_a_method(name):
+    params, methods = INTEGER_TARGETS[name]
+    format = name.split()[0]
+    plain = relative_error(format, params)
+    assert relative_error(format, {**params, "method": "writer"}) == plain
+    errors = {method: relative_error(format, {**params, "method": method}) for method in (*methods, "rtn")}
+    assert errors["mse"] < plain
+    assert errors["neuqi"] < plain
+    weights = np.random.default_rng(1).gamma(0.3, 1, 256)
+    assert relative_error(format, {**params, "method": "mse"}, importance=weights) > errors["mse"]
+    with pytest.raises(ArgumentError, match="method"):
+        relative_error(format, {**params, "method": "easyquant"})
+
+
+BLOCK_TARGETS = {
+    "mxfp4": {},
+    "mlx": {"quantization": {"mode": "mxfp8"}},
+    "mlx nvfp4": {"quantization": {"mode": "nvfp4"}},
+    "modelopt": {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}},
+    "torchao": {
+        "_type": "NVFP4Tensor",
+        "_data": {"block_size": 16, "is_swizzled_scales": False},
+        "_tensor_data_names": ["qdata", "scale", "per_tensor_scale"],
+    },
+}
+
+
+@pytest.mark.parametrize("name", BLOCK_TARGETS)
+def test_scales_of_blocks_are_searched(name):
+    format, params = name.split()[0], BLOCK_TARGETS[name]
+    plain = relative_error(format, params)
+    found = relative_error(format, {**params, "method": "mse"})
+    assert found <= plain if "mxfp8" in str(params) else found < plain  # the steps of E4M3 are relative to the values
+    with pytest.raises(ArgumentError, match="method"):
+        relative_error(format, {**params, "method": "hqq"})
+
+
+@pytest.mark.parametrize("name", ["zeros", "one outlier", "denormals"])
+@pytest.mark.parametrize("target", BLOCK_TARGETS)
+def test_blocks_that_hardly_vary(target, name):
+    format, params = target.split()[0], BLOCK_TARGETS[target]
+    values = np.tile(DEGENERATE[name], (32, 2))
+    losses = [
+        np.square(subbyte.decode(format, subbyte.encode(format, values, params=chosen), params=params) - values).sum(0)
+        for chosen in (params, {**params, "method": "mse"})
+    ]
+    assert losses[1].sum() <= losses[0].sum() * (1 + 1e-5)

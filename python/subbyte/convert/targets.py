@@ -119,7 +119,8 @@ class TargetLayer:
         try:
             if not self.moved:
                 values = _planes.float_plane(values_of(self.recipe), self.kind).array()
-                encoded = format.encode(values, params=self.params, importance=None)
+                method = {"method": self.options["method"]} if "method" in self.options else {}
+                encoded = format.encode(values, params={**self.params, **method}, importance=None)
                 return {name: _planes.plane(encoded[name]) for name in encoded}
             form = form_of(self.recipe)
             if form is None:

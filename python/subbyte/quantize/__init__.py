@@ -22,7 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from subbyte import planes as _planes
 from subbyte.errors import ArgumentError
+from subbyte.forms import Affine, Biased, FloatZero
+from subbyte.planes import Plane
 from subbyte.quantize.easyquant import find_outliers, without
 from subbyte.quantize.grid import (
     LARGEST_ZERO,
@@ -108,15 +111,27 @@ def _parameters(method: str, groups: Floats, weights: Floats, grid: Grid) -> tup
     return np.where(usable, found[0], plain[0]), np.where(usable, found[1], plain[1])
 
 
-def quantized(values: Any, params: Mapping[str, Any], grid: Grid, importance: Any = None) -> Quantized | None:
-    """What the ``method`` among a format's parameters makes of a matrix; None for the writer's own rule.
+def quantized(
+    source: Plane, params: Mapping[str, Any], grid: Grid, importance: Any = None
+) -> Affine | FloatZero | Biased | None:
+    """The form that the ``method`` among a format's parameters makes of a weight; None for the writer's own rule.
+
+    Args:
+        source: floats, (..., columns).
+        params: parameters of the format; ``method`` is one of `METHODS`, or ``"writer"``, the default.
+        grid: what codes of the format can stand for.
+        importance: weights of the columns, (columns,).
 
     Raises:
         As `quantize`.
+        NonFiniteError: a scale, zero or bias is too large for the type of the grid.
     """
     method = params.get("method", "writer")
     if method == "writer":
         return None
     if method not in METHODS:
         raise ArgumentError(f"method {method!r:.40}: expected writer, {', '.join(METHODS)}")
-    return quantize(values, grid, method, importance=importance)
+    if not source.data.size:
+        raise ArgumentError(f"an array of shape {list(source.shape)}: expected a matrix with elements")
+    values = _planes.folded(source.float32())
+    return quantize(values, grid, method, importance=importance).form(source.shape)

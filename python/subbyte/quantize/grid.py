@@ -26,8 +26,8 @@ _CHUNK = 1 << 16
 #: Scales are at least this: what is left of smaller ones after rounding, and their inverses, are still usable.
 _LEAST_SCALE = {"F16": np.float32(2.0**-24), "BF16": np.float32(2.0**-126), "F32": np.float32(2.0**-126)}
 LARGEST_ZERO = {"integer": np.inf, "float": 2.0**11, "bias": 2.0**14}
-"""Zeros from minimum and maximum are at most this: float16 holds whole numbers up to 2^11, and beyond 2^14, where a group
-hardly varies, float32 could not tell its codes apart."""
+"""Zeros from minimum and maximum are at most this: float16 holds whole numbers up to 2^11, and beyond 2^14, where
+a group hardly varies, float32 could not tell its codes apart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from subbyte.formats.compressed_tensors.scheme import BLOCK_FORMATS, INTEGER_FOR
 from subbyte.forms import Affine, BlockScaled, ByteCodes, Form, Microscaled, TwoLevel
 from subbyte.planes import FLOATS, Plane
 from subbyte.routes import adapt, small_floats
-from subbyte.routes.fit import Companion, Fit, MisfitError, Option, Settings, Stored, Target, value
+from subbyte.routes.fit import METHOD, Companion, Fit, MisfitError, Option, Settings, Stored, Target, value
 from subbyte.routes.integer import GROUP, as_affine, prepared
 
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", *BLOCK_FORMATS)
@@ -33,6 +33,7 @@ class CompressedTensors(Target):
             None, "rows and columns of a block of FP8, as 128x128, channel or tensor (default: the source's)"
         ),
         "version": Option("0.20.0", "version of the library that reads it; columns out of order only below 0.20"),
+        "method": METHOD,
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from subbyte.errors import UnsupportedError
 from subbyte.forms import Form
 from subbyte.planes import Plane
+from subbyte.quantize import METHODS
 
 KINDS = ("exact", "exact-value", "rounded", "requantized")
 
@@ -89,6 +90,14 @@ class Option:
     default: Any
     about: str
     choices: tuple[Any, ...] = ()
+
+
+METHOD = Option(
+    "writer",
+    "how floats are quantized: writer, as the format's own library does, or a search; blocks of small floats have mse",
+    ("writer", *METHODS),
+)
+"""The setting ``method`` of targets whose encoders take it (`subbyte.quantize`)."""
 
 
 class Target(ABC):

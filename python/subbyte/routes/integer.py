@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from subbyte.forms import Affine, Biased, BlockScaled, Form, Microscaled, Ternary
 from subbyte.planes import FLOATS
 from subbyte.routes import adapt, small_floats
-from subbyte.routes.fit import Fit, MisfitError, Option, Settings, Stored, Target, value
+from subbyte.routes.fit import METHOD, Fit, MisfitError, Option, Settings, Stored, Target, value
 
 GROUP = Option(None, "columns of a group; -1 for whole rows (default: the source's, else 128)")
 
@@ -52,6 +52,7 @@ class Gptq(Target):
         "group_size": GROUP,
         "sym": Option(None, "zeros in the middle of the range (default: as the source, else true)", (True, False)),
         "version": Option(None, "gptq, gptq_v2 or gptq_p (default: gptq, or gptq_v2 where a zero is 0)"),
+        "method": METHOD,
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
@@ -100,6 +101,7 @@ class Awq(Target):
         "bits": Option(4, "bits of a code", (4,)),
         "group_size": GROUP,
         "version": Option("gemm", "layout", ("gemm", "gemv", "gemv_fast")),
+        "method": METHOD,
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
@@ -138,6 +140,7 @@ class Mlx(Target):
         "bits": Option(None, "bits of a code (default: the source's, else 4)", (2, 3, 4, 5, 6, 8)),
         "group_size": GROUP,
         "scale_type": Option(None, "type of scales (default: the source's, or F32 where that rounds)", FLOATS),
+        "method": METHOD,
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
@@ -145,7 +148,8 @@ class Mlx(Target):
             form = small_floats.microscaled(form, "F8_E4M3", "F8_E8M0", 32).form
         if isinstance(form, Microscaled):
             return self._small_floats(form)
-        if isinstance(form, Biased) and not options and form.group_size in (32, 64, 128) and not form.signed:
+        asked = options.keys() - {"method"}
+        if isinstance(form, Biased) and not asked and form.group_size in (32, 64, 128) and not form.signed:
             return self._with(Fit(form))
         step, found = prepared(form, {**options, "sym": False}, self)
         if found.codes.bits == 7:

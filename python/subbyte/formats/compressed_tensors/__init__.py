@@ -64,9 +64,10 @@ from subbyte.formats.compressed_tensors.scheme import (
     schemes,
     sparse_format,
 )
-from subbyte.forms import Form
+from subbyte.forms import Form, Microscaled
 from subbyte.forms.dense import Dense
 from subbyte.planes import Plane
+from subbyte.quantize.microscaled import refined
 
 _OPTIONAL = ("weight_zero_point", "weight_g_idx", "weight_shape", "weight_global_scale")
 _SPARSE = ("sparse-bitmask", "sparse-24-bitmask")
@@ -103,7 +104,11 @@ class CompressedTensors(Format):
         scheme = choose(config, params.get("group"), {})
         if source.data.ndim != 2 or not source.data.size:
             raise UnsupportedError(f"matrices can be encoded; the array has shape {list(source.shape)}")
-        form = integers.encode(source, scheme) if scheme.integer else floats.encode(source, scheme)
+        if scheme.integer:
+            form = integers.encode(source, scheme, params, importance)
+        else:
+            form = floats.encode(source, scheme)
+            form = refined(form, source, params, importance) if isinstance(form, Microscaled) else form
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:

@@ -20,6 +20,7 @@ from subbyte.formats.compressed_tensors.scheme import Scheme
 from subbyte.forms import Affine, ByteCodes, Form, PackedCodes
 from subbyte.forms.codes import Codes, pack, unpack, words_per_row
 from subbyte.planes import FLOATS, Plane, float_plane, rounded
+from subbyte.quantize import Grid, quantized
 
 _EVEN = (1, 2, 4, 8)
 #: The distance from 1 to the next number of the type.
@@ -217,8 +218,21 @@ def _gathered(what: str, data: Array, shape: Sequence[int], step: tuple[int, int
     return first
 
 
-def encode(source: Plane, scheme: Scheme) -> Affine:
-    """The form that compressed-tensors makes of a float matrix, every step rounded in the type of the matrix."""
+def encode(source: Plane, scheme: Scheme, params: Mapping[str, Any], importance: Any) -> Form:
+    """The form of a float matrix: by the ``method`` of the parameters, or as compressed-tensors makes it.
+
+    Raises:
+        UnsupportedError: a method for scales that several rows share.
+    """
+    step = scheme.step(source.shape[0], source.shape[1])
+    if step[0] > 1 and params.get("method", "writer") != "writer":
+        raise UnsupportedError(f"scales of {step[0]} rows have no other method than the writer's")
+    grid = Grid(scheme.bits, step[1], scheme.symmetric, kind=source.kind)
+    return quantized(source, params, grid, importance) or _encode(source, scheme)
+
+
+def _encode(source: Plane, scheme: Scheme) -> Affine:
+    """As compressed-tensors makes it, every step rounded in the type of the matrix."""
     kind = source.kind
     values = source.float32()
     shape = source.shape

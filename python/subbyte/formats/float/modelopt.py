@@ -54,6 +54,7 @@ from subbyte.forms import Affine, BlockScaled, ByteCodes, ColumnScaled, Form, Mi
 from subbyte.forms.codes import CodeArray, Codes, as_packed_bytes, packed_bytes
 from subbyte.forms.microfloat import block_maxima, divide_blocks, e8m0_scales, encode_e2m1, encode_element
 from subbyte.planes import FLOATS, Plane, float8_values
+from subbyte.quantize.microscaled import refined
 
 #: What a layer holds, by quant_algo.
 KINDS = {
@@ -122,6 +123,7 @@ class ModelOpt(Format):
         if kind not in encoder:
             raise UnsupportedError(f"ModelOpt layers of {algo} cannot be made from floats yet")
         form = encoder[kind](source, config)
+        form = refined(form, source, params, importance) if isinstance(form, Microscaled) else form
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:

@@ -31,6 +31,7 @@ from subbyte.forms import ByteCodes, Form, Microscaled
 from subbyte.forms.codes import as_packed_bytes, packed_bytes
 from subbyte.forms.microfloat import block_maxima, divide_blocks, e8m0_scales, encode_e2m1
 from subbyte.planes import Plane, float8_values
+from subbyte.quantize.microscaled import refined
 
 BLOCK = 32
 
@@ -63,6 +64,7 @@ class Mxfp4(Format):
             "F8_E8M0",
             BLOCK,
         )
+        form = refined(form, source, params, importance)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:

@@ -51,6 +51,7 @@ from subbyte.formats.integer.gptq import module_settings
 from subbyte.forms import Affine, Biased, Form, PackedCodes
 from subbyte.forms.codes import CodeArray, Codes, pack, unpack
 from subbyte.planes import Plane, float_plane, rounded
+from subbyte.quantize import Grid, quantized
 
 VERSIONS = ("gemm", "gemv", "gemv_fast", "marlin")
 """Layouts that exist."""
@@ -188,6 +189,9 @@ class Awq(Format):
         if columns % group_size:
             raise UnsupportedError(f"{columns} columns are no whole groups of {group_size}")
         symmetric = _version(config) == "marlin"
+        found = quantized(source, params, Grid(4, group_size, symmetric), importance)
+        if found is not None:
+            return encoded(self.id, self.write(found, params), source.shape, params)
         codes, scales, zeros = _quantize(source.float32(), group_size, symmetric)
         packed = PackedCodes(pack("stream", 4, codes), 4, (out, columns))
         form = Affine((out, columns), packed, float_plane(scales, "F16"), zeros, group_size)

@@ -56,6 +56,7 @@ from subbyte.formats.patterns import matches
 from subbyte.forms import Affine, Form, PackedCodes
 from subbyte.forms.codes import pack, unpack, words_per_row
 from subbyte.planes import FLOATS, Plane
+from subbyte.quantize import Grid, quantized
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 """Widths that exist."""
@@ -110,7 +111,11 @@ class Gptq(Format):
             raise UnsupportedError(f"GPTQ stores matrices; the array has shape {list(source.shape)}")
         out, columns = source.shape
         group_size = setting_group_size(config, columns)
-        codes, scales, zeros = round_to_nearest(source.float32(), bits, group_size, setting_bool(config, "sym", True))
+        symmetric = setting_bool(config, "sym", True)
+        found = quantized(source, params, Grid(bits, group_size, symmetric), importance)
+        if found is not None:
+            return encoded(self.id, self.write(found, params), source.shape, params)
+        codes, scales, zeros = round_to_nearest(source.float32(), bits, group_size, symmetric)
         packed = PackedCodes(pack("stream", bits, codes), bits, (out, columns))
         form = Affine((out, columns), packed, _planes.float_plane(scales, "F16"), zeros, group_size)
         return encoded(self.id, self.write(form, params), source.shape, params)

@@ -46,6 +46,7 @@ from subbyte.formats.base import Folder, Format, Layer, encoded, setting_bool, s
 from subbyte.formats.integer.slabs import DTYPE_NAMES, DTYPES, PACKINGS, matrix_shape, pack_slabs, slab_codes
 from subbyte.forms import FloatZero, Form
 from subbyte.planes import FLOATS, Plane, promoted
+from subbyte.quantize import Grid, quantized
 from subbyte.quantize.half_quadratic import half_quadratic
 
 #: Packing by bits. Ternary codes (1.58 bits) are packed as those of 2 bits.
@@ -113,15 +114,24 @@ class Hqq(Format):
         values = source.float32()
         grouped = values.reshape(groups, group) if axis == 1 else np.ascontiguousarray(values.reshape(group, groups).T)
         kind, largest = source.kind, 2 if ternary else (1 << bits) - 1
-        scales, zeros = half_quadratic(
-            grouped,
-            largest,
-            round_zero=setting_bool(settings, "round_zero", bits == 4),
-            optimize=setting_bool(settings, "optimize", True),
+        if ternary and params.get("method", "writer") != "writer":
+            raise UnsupportedError("ternary codes have no other method than the writer's")
+        grid, by_columns = Grid(bits, group, zeros="float", kind=kind), axis == 1 and columns % group == 0
+        form = quantized(
+            source if by_columns else Plane(grouped, "F32"), params, grid, importance if by_columns else None
         )
-        stored_scales, stored_zeros = _planes.finite_plane(scales, kind), _planes.finite_plane(zeros, kind)
-        exact = grouped / stored_scales.float32() + stored_zeros.float32()
-        codes = np.clip(np.rint(exact), 0, largest).astype(np.uint8)
+        if isinstance(form, FloatZero):
+            codes, stored_scales, stored_zeros = form.codes.unpack().reshape(groups, -1), form.scales, form.zeros
+        else:
+            scales, zeros = half_quadratic(
+                grouped,
+                largest,
+                round_zero=setting_bool(settings, "round_zero", bits == 4),
+                optimize=setting_bool(settings, "optimize", True),
+            )
+            stored_scales, stored_zeros = _planes.finite_plane(scales, kind), _planes.finite_plane(zeros, kind)
+            exact = grouped / stored_scales.float32() + stored_zeros.float32()
+            codes = np.clip(np.rint(exact), 0, largest).astype(np.uint8)
         layout = (-1, 1) if axis == 1 else (1, -1)
         if axis == 0:
             codes = np.ascontiguousarray(codes.T)

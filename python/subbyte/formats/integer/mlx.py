@@ -38,7 +38,7 @@ E2M1 go to zero, and zeros have no sign.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -52,6 +52,8 @@ from subbyte.formats.base import Folder, Format, Layer, encoded, setting_int, se
 from subbyte.forms import Affine, Biased, BlockScaled, ByteCodes, Codes, Form, Microscaled, PackedCodes
 from subbyte.forms.microfloat import LARGEST, block_maxima, ceil_log2, divide_blocks, encode_e2m1, encode_element
 from subbyte.planes import FLOATS, Plane, float8_values, rounded
+from subbyte.quantize import Grid, quantized
+from subbyte.quantize.microscaled import refined
 
 BITS = (1, 2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -97,22 +99,13 @@ class Mlx(Format):
         source = _planes.source(array)
         if source.data.ndim < 2 or not source.data.size or source.shape[-1] % group or source.shape[-1] * bits % 32:
             raise UnsupportedError(f"MLX stores matrices of whole groups of {group}; the array is {list(source.shape)}")
-        values = _planes.folded(source.float32())
-        form: Form
+        form: Form | None
         if mode == "affine":
-            rule = _round_metal if _is_metal(config) else _round_affine
-            codes, scales, biases = rule(values, bits, group)
-            kind = source.kind
-            form = Biased(
-                source.shape,
-                ByteCodes(codes, bits),
-                _planes.float_plane(scales, kind),
-                _planes.float_plane(biases, kind),
-                group,
-                compute="F32" if _is_metal(config) else None,
-            )
+            form = quantized(source, params, Grid(bits, group, zeros="bias", kind=source.kind), importance)
+            if form is None:
+                form = _encode_affine(source, bits, group, _round_metal if _is_metal(config) else _round_affine)
         else:
-            form = _round_small_floats(source, mode, params.get("global_scale"))
+            form = refined(_round_small_floats(source, mode, params.get("global_scale")), source, params, importance)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
@@ -292,6 +285,12 @@ def _codes(
         codes = np.rint((grouped - biases[:, :, None]) / scales[:, :, None])
     clipped: NDArray[np.float32] = np.clip(np.nan_to_num(codes, nan=0.0), 0, (1 << bits) - 1)
     return clipped.reshape(len(grouped), grouped.shape[1] * grouped.shape[2]).astype(np.uint8)
+
+
+def _encode_affine(source: Plane, bits: int, group: int, rule: Callable[..., Any]) -> Biased:
+    codes, scales, biases = rule(_planes.folded(source.float32()), bits, group)
+    stored_scales, stored_biases = (_planes.float_plane(found, source.kind) for found in (scales, biases))
+    return Biased(source.shape, ByteCodes(codes, bits), stored_scales, stored_biases, group)
 
 
 def _round_affine(

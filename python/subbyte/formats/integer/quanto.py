@@ -45,6 +45,7 @@ from subbyte.formats.integer.slabs import matrix_shape
 from subbyte.forms import Affine, Biased, BlockScaled, Form, SlabCodes
 from subbyte.forms.microfloat import LARGEST, encode_element
 from subbyte.planes import FLOATS, Plane, rounded
+from subbyte.quantize import Grid, quantized
 
 _FLOAT8 = {"qfloat8_e4m3fn": "F8_E4M3", "qfloat8_e5m2": "F8_E5M2", "qfloat8_e4m3fnuz": "F8_E4M3FNUZ"}
 _PACKED = {"qint4": 4, "qint2": 2}
@@ -80,7 +81,9 @@ class Quanto(Format):
         name = _claimed(params) or "qint8"
         name = "qfloat8_e4m3fn" if name == "qfloat8" else name
         if name in _PACKED:
-            form: Form = _encode_packed(source, _PACKED[name])
+            width = group_size(source.shape[1])
+            grid = Grid(_PACKED[name], width, zeros="bias", kind=source.kind)
+            form: Form = quantized(source, params, grid, importance) or _encode_packed(source, _PACKED[name], width)
         else:
             form = _encode_bytes(source, "I8" if name == "qint8" else _FLOAT8[name])
         return encoded(self.id, self.write(form, params), source.shape, params)
@@ -289,9 +292,9 @@ def group_size(columns: int) -> int:
     return next((size for size in (128, 96, 64, 32) if columns > 128 and columns % size == 0), columns)
 
 
-def _encode_packed(source: Plane, bits: int) -> Biased:
+def _encode_packed(source: Plane, bits: int, width: int) -> Biased:
     rows, columns = source.shape
-    width, kind = group_size(columns), source.kind
+    kind = source.kind
     if not width:
         raise UnsupportedError("rows without columns cannot be stored in groups")
     groups = source.float32().reshape(-1, width)

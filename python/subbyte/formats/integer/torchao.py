@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -51,6 +52,8 @@ from subbyte.forms import Affine, Biased, BlockScaled, ByteCodes, Form, Microsca
 from subbyte.forms.codes import Codes, SignedCodes, as_packed_bytes, pack, packed_bytes
 from subbyte.forms.microfloat import LARGEST, block_maxima, divide_blocks, e8m0_scales, encode_e4m3, encode_element
 from subbyte.planes import FLOATS, Plane, rounded
+from subbyte.quantize import Grid, quantized
+from subbyte.quantize.microscaled import refined
 
 _FIELDS = ("qdata", "scale", "zero_point", "per_tensor_scale")
 _OF_ACTIVATIONS = ("act_quant_scale", "act_quant_zero_point")
@@ -92,13 +95,12 @@ class TorchAo(Format):
         if kind == "Float8Tensor":
             form: Form = _encode_float8(source, data)
         elif kind == "MXTensor":
-            form = _encode_mx(source, data)
+            form = refined(_encode_mx(source, data), source, params, importance)
         elif kind == "NVFP4Tensor":
-            form = _encode_nvfp4(source, "per_tensor_scale" in names)
-        elif kind == "Int4Tensor":
-            form = _encode_int4(source, data)
+            form = refined(_encode_nvfp4(source, "per_tensor_scale" in names), source, params, importance)
         else:
-            form = _encode_integers(source, data, kind, params)
+            writer = _encode_int4 if kind == "Int4Tensor" else _encode_integers
+            form = _searched(source, data, kind, params, importance) or writer(source, data, kind, params)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
@@ -302,6 +304,25 @@ def _blocked(values: NDArray[np.float32], block: Sequence[int]) -> NDArray[np.fl
     return turned.reshape(*split[::2], -1)
 
 
+def _searched(
+    source: Plane, data: Mapping[str, Any], kind: str, params: Mapping[str, Any], importance: Any
+) -> Affine | Biased | None:
+    """The form by the ``method`` of the parameters; None for torchao's own rule."""
+    if params.get("method", "writer") == "writer":
+        return None
+    block = _block_size(data, source.shape)
+    if any(step > 1 for step in block[:-1]):
+        raise UnsupportedError(f"scales of blocks of {list(block)} have no other method than the writer's")
+    if kind == "Int4Tensor":
+        found = quantized(source, params, Grid(4, block[-1], zeros="bias", kind=source.kind, signed=8), importance)
+        return replace(found, compute="F32") if isinstance(found, Biased) else None
+    mapping = setting_text(params, "mapping_type", "SYMMETRIC", ("SYMMETRIC", "ASYMMETRIC"))
+    symmetric = kind == "Int8Tensor" or mapping == "SYMMETRIC"
+    grid = Grid(_bits(data, kind), block[-1], symmetric, kind="F32" if kind == "Int8Tensor" else source.kind)
+    found = quantized(source, params, grid, importance)
+    return found if isinstance(found, Affine) else None
+
+
 def _encode_integers(source: Plane, data: Mapping[str, Any], kind: str, params: Mapping[str, Any]) -> Affine:
     values, dtype, shape = source.float32(), source.kind, source.shape
     bits, block = _bits(data, kind), _block_size(data, source.shape)
@@ -372,16 +393,16 @@ def _write_int4(form: Affine | Biased, data: Mapping[str, Any]) -> dict[str, Pla
     }
 
 
-def _encode_int4(source: Plane, data: Mapping[str, Any]) -> Biased:
+def _encode_int4(source: Plane, data: Mapping[str, Any], kind: str, params: Mapping[str, Any]) -> Biased:
     if source.data.ndim != 2 or source.shape[1] % 8:
         raise UnsupportedError(f"Int4Tensor holds matrices with a multiple of 8 columns, not {list(source.shape)}")
-    values, kind = source.float32(), source.kind
+    values, dtype = source.float32(), source.kind
     block = _block_size(data, values.shape)
     groups = _blocked(values, (1, block[1]))
     low, high = groups.min(axis=-1, initial=np.inf), groups.max(axis=-1, initial=-np.inf)
     with np.errstate(over="ignore"):
-        scales = _planes.finite_plane(np.maximum((high - low) / np.float32(15), _SMALLEST_SCALE[kind]), kind)
-        zeros = _planes.finite_plane(low + np.float32(8) * scales.float32(), kind)
+        scales = _planes.finite_plane(np.maximum((high - low) / np.float32(15), _SMALLEST_SCALE[dtype]), dtype)
+        zeros = _planes.finite_plane(low + np.float32(8) * scales.float32(), dtype)
     wide, zero = (np.repeat(one.float32(), block[1], axis=1) for one in (scales, zeros))
     codes = np.clip(np.rint((values - zero) / wide), -8, 7).astype(np.int8) + np.int8(8)
     packed = ByteCodes(codes.view(np.uint8), 4)
@@ -509,8 +530,9 @@ def _encode_nvfp4(source: Plane, per_tensor: bool) -> Microscaled:
         whole = np.maximum(largest / np.float32(2688), np.float32(2.0**-126))
     exact = maxima / np.float32(6) / whole
     scales = encode_e4m3(np.clip(exact, np.float32(2.0**-6), np.float32(448)))
-    factors = np.float32(1) / whole / _planes.float8_values("F8_E4M3")[scales]
-    codes = encode_element(values * np.repeat(factors, 16, axis=1), "E2M1")
+    with np.errstate(over="ignore"):  # weights below the range of float32's normal numbers
+        factors = np.float32(1) / whole / _planes.float8_values("F8_E4M3")[scales]
+        codes = encode_element(values * np.repeat(factors, 16, axis=1), "E2M1")
     multiplier = np.float32(whole) if per_tensor else None
     packed = _coded(codes, "E2M1")
     return Microscaled(source.shape, packed, "E2M1", Plane(scales, "F8_E4M3"), "F8_E4M3", 16, multiplier=multiplier)
