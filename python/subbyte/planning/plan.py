@@ -387,7 +387,8 @@ def _budgeted_types(
         return size - layout.nbytes + least
 
     def too_small(asked: str, least: str) -> ArgumentError:
-        hint = "" if data is not None else "; importance data (imatrix) would allow smaller types"
+        helps = data is None and any(recipe.columns % 256 == 0 for recipe in free)
+        hint = "; importance data (imatrix) would allow smaller types" if helps else ""
         return ArgumentError(f"{asked} is too small: the smallest types take {least}{hint}", file=source.path)
 
     def importance(recipe: Recipe, kind_: str) -> Importance | None:
