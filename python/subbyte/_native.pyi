@@ -26,14 +26,30 @@ def pack_codes(order: str, bits: int, codes: Any, columns: int, words: Any) -> N
     """The reverse of `unpack`; unused bits become zero."""
 
 class PackedLayer:
-    """A weight of packed codes of `bits` bits: words that run `down`, or rows of `row_bytes`."""
+    """A weight of packed codes of `bits` bits, `signed` where their upper bit is flipped.
+
+    The layouts are those of `subbyte_core::pack::layout`: rows (with `row_bytes`, `high_first`), down, across, fours,
+    tiles, slabs (with `item_bytes` and, where the first field is the highest, their number `fields`).
+    """
 
     def __init__(
-        self, words: Any, bits: int, rows: int, columns: int, *, down: bool, row_bytes: int, high_first: bool
+        self,
+        words: Any,
+        bits: int,
+        rows: int,
+        columns: int,
+        layout: str,
+        *,
+        row_bytes: int = 0,
+        high_first: bool = False,
+        item_bytes: int = 1,
+        fields: int | None = None,
+        signed: bool = False,
     ) -> None: ...
     def decode(
         self,
         op: str,
+        steps: str,
         first: int,
         dtype: str,
         out: Any,
@@ -45,13 +61,16 @@ class PackedLayer:
         offsets: Any | None,
         table: Any | None,
     ) -> None:
-        """Decodes rows from `first` on (`op`: affine, biased, table) with float32 scales and offsets into `out`."""
+        """Decodes rows from `first` on into `out`, with float32 scales and offsets.
+
+        `op` is affine, biased or table; each step is rounded to the type `steps`.
+        """
     def assemble(
         self, ty: str, first: int, out: Any, *, group: int, zeros: Any | None, scales: Any, minima: Any | None
     ) -> None:
         """ggml blocks of rows from `first` on, from int16 zero points and 16-bit scales and minima of the blocks."""
-    def turn(self, first: int, out: Any) -> None:
-        """Rows from `first` on, whose words run down, as rows of whole words."""
+    def stream(self, first: int, out: Any) -> None:
+        """Rows from `first` on as rows of whole words, each one stream of bits."""
 
 def stream_fill(out: Any, x: float) -> None:
     """Fills a float32 buffer with `x` past the caches: the write limit that benches compare decoders with."""

@@ -118,14 +118,25 @@ class Weight:
             raise
 
     def _decode_form(self, form: Form, name: str, rows: slice, out: Array | None) -> Array:
-        values = form.decode(name)
-        if self.layer is not None and self.layer.transposed:
-            values = np.ascontiguousarray(np.swapaxes(values, -1, -2))
-        values = values[arguments.row_range(rows)]
-        if out is None:
-            return values
-        result = arrays.destination(out, values.shape, values.dtype)
-        result.view(values.dtype)[...] = values
+        transposed = self.layer is not None and self.layer.transposed
+        shape = (*form.shape[:-2], form.shape[-1], form.shape[-2]) if transposed else form.shape
+        start, stop, step = arguments.row_range(rows).indices(shape[0])
+        if step != 1 or len(shape) < (3 if transposed else 2):
+            values = form.decode(name)
+            values = (np.swapaxes(values, -1, -2) if transposed else values)[rows]
+            result = arrays.destination(out, values.shape, values.dtype)
+            result.view(values.dtype)[...] = values
+            return result
+        each = form.rows // max(shape[0], 1)
+        stop = max(start, stop)
+        part = slice(start * each, stop * each)
+        if not transposed:
+            result = arrays.destination(out, (stop - start, *shape[1:]), arrays.result_dtype(name))
+            form.decode_rows(part, name, result.reshape(-1, form.columns))
+            return result
+        values = form.decode_rows(part, name).reshape(stop - start, *form.shape[1:])
+        result = arrays.destination(out, (stop - start, *shape[1:]), values.dtype)
+        result.view(values.dtype)[...] = np.swapaxes(values, -1, -2)
         return result
 
     def _part(self, name: str, rows: slice, out: Array | None) -> Array:

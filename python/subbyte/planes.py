@@ -176,7 +176,7 @@ def rounded(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
         return Plane(bfloat16_bits(values), kind).float32()
     out = np.empty(values.shape, np.float32)
     if out.size:
-        _native.decode("F16", arrays.as_bytes(_narrowed(values, "float16")), out.size, "float32", arrays.as_bytes(out))
+        _native.decode("F16", arrays.as_bytes(_narrowed(values, "F16")), out.size, "float32", arrays.as_bytes(out))
     return out
 
 
@@ -188,15 +188,13 @@ def promoted(*kinds: str) -> str:
 
 def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """``values`` as the bits of bfloat16, rounded to nearest, ties to even."""
-    return _narrowed(values, "bfloat16")
+    return _narrowed(values, "BF16")
 
 
-def _narrowed(values: NDArray[np.float32], name: str) -> NDArray[np.uint16]:
+def _narrowed(values: NDArray[np.float32], kind: str) -> NDArray[np.uint16]:
     """``values`` as the bits of a 16-bit type; the extension is several times as fast as NumPy."""
     out = np.empty(values.shape, np.uint16)
-    if values.size:
-        flat = np.ascontiguousarray(values, np.float32)
-        _native.decode("F32", arrays.as_bytes(flat), flat.size, name, arrays.as_bytes(out))
+    narrow(values, kind, out)
     return out
 
 
@@ -209,7 +207,7 @@ def float_plane(values: NDArray[np.float32], kind: str) -> Plane:
     """``values`` rounded to a float plane of type F32, F16 or BF16."""
     if kind == "F32":
         return Plane(np.ascontiguousarray(values, np.float32), kind)
-    bits = _narrowed(values, "float16" if kind == "F16" else "bfloat16")
+    bits = _narrowed(values, kind)
     return Plane(bits.view(np.float16) if kind == "F16" else bits, kind)
 
 
@@ -225,13 +223,22 @@ def finite_plane(values: NDArray[np.float32], kind: str) -> Plane:
     return found
 
 
+def narrow(values: NDArray[np.float32], kind: str, out: Array) -> None:
+    """Writes float32 values to a C-contiguous ``out`` of their shape, rounded once to a float type ``kind``."""
+    if kind in ("F32", "F64"):
+        with np.errstate(invalid="ignore"):  # a signalling NaN becomes quiet
+            out[...] = values
+    elif values.size:
+        flat = np.ascontiguousarray(values, np.float32)
+        _native.decode("F32", arrays.as_bytes(flat), flat.size, _NAMES[kind], arrays.as_bytes(out))
+
+
 def result(values: NDArray[np.float32], dtype: Any) -> Array:
     """float32 values as what `subbyte.decode` returns for ``dtype``, rounded once."""
     name = arrays.dtype_name(dtype)
-    if name in ("bfloat16", "float16"):
-        return float_plane(values, _KINDS[name]).array()
-    with np.errstate(invalid="ignore"):  # a signalling NaN becomes quiet
-        return np.ascontiguousarray(values, np.dtype(name))
+    out = arrays.empty(values.shape, arrays.result_dtype(name))
+    narrow(values, _KINDS[name], out)
+    return out
 
 
 def dtype_kind(dtype: Any) -> str:

@@ -180,6 +180,14 @@ class Biased(Form):
     def __post_init__(self) -> None:
         _check_groups(self, self.codes, (self.scales, self.biases), self.group_size)
 
+    def native(self, kind: str) -> Native | None:
+        codes = self.codes.native()
+        if codes is None or self.signed:
+            return None
+        scales, biases = self.scales.float32(), self.biases.float32()
+        steps = _steps(self.compute or self.scales.kind)
+        return Native(codes, self.columns, "biased", self.group_size, scales, biases, steps=steps)
+
     def values(self, rows: slice) -> NDArray[np.float32]:
         return self._values(rows, "F32")
 
@@ -225,6 +233,15 @@ class FloatZero(Form):
                 f"weight of shape {list(self.shape)} in groups of {self.group_size}"
             )
 
+    def native(self, kind: str) -> Native | None:
+        codes = self.codes.native()
+        if codes is None or self.strided:
+            return None
+        scales, zeros = self.scales.float32(), self.zeros.float32()
+        flat = len(self.scales.shape) == 1
+        steps = _steps(self.compute)
+        return Native(codes, self.columns, "affine", self.group_size, scales, zeros, flat=flat, steps=steps)
+
     def values(self, rows: slice) -> NDArray[np.float32]:
         return self._values(rows, "F32")
 
@@ -244,6 +261,10 @@ class FloatZero(Form):
         element = np.arange(start * self.columns, stop * self.columns)
         group = element % len(parameters.data) if self.strided else element // self.group_size
         return parameters.float32()[group].reshape(-1, self.columns)
+
+
+def _steps(compute: str) -> str | None:
+    return None if compute == "F32" else compute
 
 
 def _check_groups(form: Form, codes: Codes, parameters: tuple[Plane, ...], group_size: int) -> None:

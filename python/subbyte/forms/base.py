@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 from subbyte import _native, arrays, planes
 from subbyte.arrays import Array
+
+#: Elements that are decoded at once where it takes NumPy.
+_PIECE = 1 << 20
 
 
 class Form(ABC):
@@ -54,13 +58,39 @@ class Form(ABC):
         """The dense weight, see `subbyte.decode`."""
         return self.decode_rows(slice(0, self.rows), dtype).reshape(self.shape)
 
-    def decode_rows(self, rows: slice, dtype: Any = "float32") -> Array:
-        """Rows ``rows`` (a range with step 1 of all rows) in ``dtype``: shape (rows, columns)."""
-        kind = planes.dtype_kind(dtype)
-        if kind != "F64" and (native := self.native(kind)) is not None:
-            return native.decode(rows, kind)
-        found = self.rounded_values(rows, kind) if kind in ("F16", "BF16") else self.values(rows)
-        return planes.result(found, dtype)
+    def decode_rows(self, rows: slice, dtype: Any = "float32", out: Array | None = None) -> Array:
+        """Rows ``rows`` (a range with step 1 of all rows) in ``dtype``: shape (rows, columns).
+
+        Args:
+            rows: which.
+            dtype: float32, float16, bfloat16 or float64.
+            out: array to write into, C-contiguous, of the shape and ``dtype`` of the result.
+
+        Raises:
+            ArgumentError: ``dtype`` or ``out`` does not fit.
+        """
+        name = arrays.dtype_name(dtype)
+        kind = planes.dtype_kind(name)
+        result = arrays.destination(out, (rows.stop - rows.start, self.columns), arrays.result_dtype(name))
+        if kind != "F64" and (native := self._natives(kind)) is not None:
+            native.decode(rows, kind, result)
+            return result
+        step = max(1, _PIECE // max(self.columns, 1))
+        for start in range(rows.start, rows.stop, step):
+            piece = slice(start, min(start + step, rows.stop))
+            found = self.rounded_values(piece, kind) if kind in ("F16", "BF16") else self.values(piece)
+            planes.narrow(found, kind, result[start - rows.start : piece.stop - rows.start])
+        return result
+
+    @cached_property
+    def _found(self) -> dict[str, Native | None]:
+        return {}
+
+    def _natives(self, kind: str) -> Native | None:
+        """What `native` gives, made once."""
+        if kind not in self._found:
+            self._found[kind] = self.native(kind)
+        return self._found[kind]
 
     def native(self, kind: str) -> Native | None:
         """How the extension decodes the form to F32, F16 or BF16 with the same bits; None where it cannot."""
@@ -78,9 +108,10 @@ class Native:
         group: codes of a group.
         scales: float32, (rows, groups), or (groups,) with ``flat``.
         offsets: float32, like the scales; None for ``"table"``.
-        table: float32, (16,).
+        table: float32, a value for every code, at least 16.
         group_of: int32, (columns,): the group of each column, where columns are not in order.
         flat: groups run through the flattened weight.
+        steps: F16 or BF16: what each step of 16-bit results is rounded to; None for float32.
     """
 
     codes: _native.PackedLayer
@@ -92,12 +123,12 @@ class Native:
     table: NDArray[np.float32] | None = None
     group_of: NDArray[np.int32] | None = None
     flat: bool = False
+    steps: str | None = None
 
-    def decode(self, rows: slice, kind: str) -> Array:
-        """Rows in the float type ``kind``: shape (rows, columns)."""
-        name = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[kind]
-        dtype = arrays.result_dtype(name)
-        out = arrays.empty((rows.stop - rows.start, self.columns), dtype)
+    def decode(self, rows: slice, kind: str, out: Array) -> None:
+        """Writes rows in the float type ``kind`` to ``out``: C-contiguous, shape (rows, columns)."""
+        names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+        steps = names[self.steps if self.steps is not None and kind != "F32" else "F32"]
         parameters = {
             key: None if value is None else arrays.as_bytes(np.ascontiguousarray(value))
             for key, value in (
@@ -109,6 +140,12 @@ class Native:
         }
         if out.size:
             self.codes.decode(
-                self.op, rows.start, name, arrays.as_bytes(out), group=self.group, flat=self.flat, **parameters
+                self.op,
+                steps,
+                rows.start,
+                names[kind],
+                arrays.as_bytes(out),
+                group=self.group,
+                flat=self.flat,
+                **parameters,
             )
-        return out

@@ -66,10 +66,15 @@ class Coded(Form):
         found: NDArray[np.float32] = self.decode_rows(rows)
         return found
 
-    def decode_rows(self, rows: slice, dtype: Any = "float32") -> Array:
+    def decode_rows(self, rows: slice, dtype: Any = "float32", out: Array | None = None) -> Array:
         if self.ggml_type is not None:
-            return self.codec.decode(self.planes, rows=rows, dtype=dtype)
+            return self.codec.decode(self.planes, rows=rows, dtype=dtype, out=out)
         found = self.codec.decode(self.planes, dtype=dtype)
         if found.shape != self.shape:
             raise FormatError(f"{self.codec.id} decodes to shape {list(found.shape)}: expected {list(self.shape)}")
-        return found.reshape(self.rows, self.columns)[rows]
+        values = found.reshape(self.rows, self.columns)[rows]
+        if out is None:
+            return values
+        result = arrays.destination(out, values.shape, values.dtype)
+        result.view(values.dtype)[...] = values
+        return result

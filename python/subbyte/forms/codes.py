@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte import _native
+from subbyte import _native, arrays
 from subbyte.arrays import Array
 from subbyte.errors import FormatError
 
@@ -75,7 +75,13 @@ class Codes(ABC):
 
     def stream(self, rows: slice = slice(None)) -> NDArray[np.uint32]:
         """The codes of a range of rows in ``stream`` order: uint32, shape (rows, words of a row)."""
-        return pack("stream", self.bits, self.unpack(rows))
+        if (layer := self.native()) is None or self.shape[1] * self.bits % 32:
+            return pack("stream", self.bits, self.unpack(rows))  # bits after the end of a row may hold anything
+        start, stop, _ = rows.indices(self.shape[0])
+        out = np.empty((max(stop - start, 0), self.shape[1] * self.bits // 32), np.uint32)
+        if out.size:
+            layer.stream(start, out.view(np.uint8).reshape(-1))
+        return out
 
     def native(self) -> _native.PackedLayer | None:
         """The codes as the extension decodes them without unpacking; None where it cannot."""
@@ -113,17 +119,16 @@ class PackedCodes(Codes):
         start, stop, _ = rows.indices(self.shape[0])
         out = np.empty((max(stop - start, 0), self.words.shape[0]), np.uint32)
         if out.size:
-            self._layer("words").turn(start, out.view(np.uint8).reshape(-1))
+            self._layer("words").stream(start, out.view(np.uint8).reshape(-1))
         return out
 
     def _layer(self, order: str) -> _native.PackedLayer:
         words = np.ascontiguousarray(self.words)
         bits, columns = (self.bits, self.shape[1]) if order == "stream" else (8, 4 * self.words.shape[1 - self.down])
-        row_bytes = 0 if self.down else 4 * words.shape[1]
         flat = words.view(np.uint8).reshape(-1)
-        return _native.PackedLayer(
-            flat, bits, self.shape[0], columns, down=self.down, row_bytes=row_bytes, high_first=False
-        )
+        if self.down:
+            return _native.PackedLayer(flat, bits, self.shape[0], columns, "down")
+        return _native.PackedLayer(flat, bits, self.shape[0], columns, "rows", row_bytes=4 * words.shape[1])
 
     def native(self) -> _native.PackedLayer | None:
         return self._layer("stream") if self._streams else None
@@ -136,9 +141,9 @@ class PackedCodes(Codes):
         return unpack(self.order, self.bits, self._words(rows), self.shape[1])
 
     def stream(self, rows: slice = slice(None)) -> NDArray[np.uint32]:
-        if not self._streams or self.shape[1] * self.bits % 32:
-            return super().stream(rows)  # bits after the end of a row may hold anything
-        return self._words(rows).view(np.uint32)
+        if self.down or not self._streams or self.shape[1] * self.bits % 32:
+            return super().stream(rows)
+        return self.words[rows].view(np.uint32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +163,13 @@ class ByteCodes(Codes):
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
         rows, columns = self.data.shape
         return rows, columns
+
+    def native(self) -> _native.PackedLayer | None:
+        if self.bits < 8 or self.offset not in (0, 128):
+            return None  # stored codes may be out of range
+        data = arrays.as_bytes(np.ascontiguousarray(self.data))
+        columns = self.shape[1]
+        return _native.PackedLayer(data, 8, *self.shape, "rows", row_bytes=columns, signed=self.offset == 128)
 
     def unpack(self, rows: slice = slice(None)) -> CodeArray:
         found = self.data[rows]
@@ -228,6 +240,10 @@ class ByteRowCodes(Codes):
                 f"packed codes have shape {list(self.data.shape)}: expected {list(expected)} for a weight "
                 f"{list(self.shape)} of {self.bits} bits"
             )
+
+    def native(self) -> _native.PackedLayer:
+        data = arrays.as_bytes(np.ascontiguousarray(self.data))
+        return _native.PackedLayer(data, self.bits, *self.shape, "rows", row_bytes=self.data.shape[1])
 
     def unpack(self, rows: slice = slice(None)) -> CodeArray:
         shifts = np.arange(0, 8, self.bits, dtype=np.uint8)

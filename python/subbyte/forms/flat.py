@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte import _native
+from subbyte import _native, arrays
 from subbyte.arrays import Array
 from subbyte.errors import FormatError
 from subbyte.forms.codes import CodeArray, Codes
@@ -49,7 +49,7 @@ class NibbleCodes(FlatCodes):
         if columns % 2:
             return None  # rows begin within a byte
         data = np.ascontiguousarray(self.data)
-        return _native.PackedLayer(data, 4, rows, columns, down=False, row_bytes=columns // 2, high_first=True)
+        return _native.PackedLayer(data, 4, rows, columns, "rows", row_bytes=columns // 2, high_first=True)
 
     def flat(self, start: int, stop: int) -> CodeArray:
         found = self.data[start // 2 : (stop + 1) // 2]
@@ -96,6 +96,14 @@ class SlabCodes(FlatCodes):
                 f"packed codes have shape {list(self.items.shape)}, which does not fit a weight {list(self.shape)} "
                 f"with {self.fields} codes in each item"
             )
+
+    def native(self) -> _native.PackedLayer | None:
+        if self.bits < self.field_bits:
+            return None  # stored codes may be out of range
+        items = arrays.as_bytes(np.ascontiguousarray(self.items))
+        fields = None if self.low_first else self.fields
+        size = self.items.itemsize
+        return _native.PackedLayer(items, self.bits, *self.shape, "slabs", item_bytes=size, fields=fields)
 
     def flat(self, start: int, stop: int) -> CodeArray:
         step, width = self.items.shape

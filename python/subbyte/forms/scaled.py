@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subbyte.errors import FormatError, UnsupportedError
-from subbyte.forms.base import Form
+from subbyte.forms.base import Form, Native
 from subbyte.forms.codes import ByteCodes, Codes
 from subbyte.planes import Plane, float8_values, rounded
 
@@ -105,6 +105,13 @@ class Microscaled(Form):
                 scales = scales * (self.maximum / np.float32(2688))
         return scales
 
+    def native(self, kind: str) -> Native | None:
+        codes, table = self.codes.native(), element_values(self.element)
+        if codes is None or len(table) != 1 << self.codes.bits:
+            return None
+        scales = self.block_scales(slice(0, self.rows))
+        return Native(codes, self.columns, "table", self.block, scales, table=table)
+
     def values(self, rows: slice) -> NDArray[np.float32]:
         elements = element_values(self.element)[self.codes.unpack(rows)]
         scales = np.repeat(self.block_scales(rows), self.block, axis=1)[:, : self.columns]
@@ -177,6 +184,15 @@ class BlockScaled(Form):
         bits = Plane((exponent + 127).astype(np.uint8), "F8_E8M0")
         return Microscaled(self.shape, ByteCodes(self.data.view(np.uint8)), self.element, bits, "F8_E8M0", 32)
 
+    def native(self, kind: str) -> Native | None:
+        codes = ByteCodes(self.data.view(np.uint8)).native()
+        if codes is None or self.inverse or self.factor is not None:
+            return None
+        integers = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)
+        table = integers if self.element == "I8" else element_values(self.element)
+        scales = self._of_rows(slice(0, self.rows), kind if self.rounds_scale else "F32")
+        return Native(codes, self.columns, "table", self.block[1], scales, table=table)
+
     def values(self, rows: slice) -> NDArray[np.float32]:
         return self._values(rows, "F32")
 
@@ -186,14 +202,20 @@ class BlockScaled(Form):
     def _values(self, rows: slice, scale_kind: str) -> NDArray[np.float32]:
         found = self.data[rows]
         elements = found.astype(np.float32) if self.element == "I8" else element_values(self.element)[found]
-        height, width = self.block
-        start, stop, _ = rows.indices(self.rows)
-        matrix, row = np.divmod(np.arange(start, stop), self.shape[-2])
-        of_row = rounded(self.scales.float32(), scale_kind)[matrix * self.grid(self.block)[0] + row // height]
-        scales = of_row if of_row.shape[1] == 1 else np.repeat(of_row, width, axis=1)[:, : self.columns]
+        of_row = self._of_rows(rows, scale_kind)
+        scales = of_row if of_row.shape[1] == 1 else np.repeat(of_row, self.block[1], axis=1)[:, : self.columns]
         with np.errstate(all="ignore"):
             scaled: NDArray[np.float32] = elements / scales if self.inverse else elements * scales
             return scaled if self.factor is None else scaled * self.factor
+
+    def _of_rows(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        """The scales of rows, rounded to ``kind``: (rows, column blocks)."""
+        start, stop, _ = rows.indices(self.rows)
+        matrix, row = np.divmod(np.arange(start, stop), self.shape[-2])
+        of_row: NDArray[np.float32] = rounded(self.scales.float32(), kind)[
+            matrix * self.grid(self.block)[0] + row // self.block[0]
+        ]
+        return of_row
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from subbyte.errors import FormatError
 from subbyte.forms.affine import spread
-from subbyte.forms.base import Form
+from subbyte.forms.base import Form, Native
 from subbyte.forms.codes import Codes
 from subbyte.planes import Plane
 
@@ -57,6 +57,18 @@ class Ternary(Form):
         chosen = self.scales if self.scales.shape == (1, 1) else Plane(self.scales.data[rows], self.scales.kind)
         with np.errstate(all="ignore"):
             return np.float32(1) / chosen.float32() if self.inverse else chosen.float32()
+
+    def native(self, kind: str) -> Native | None:
+        codes = self.codes.native()
+        if codes is None or self.columns % 16:
+            return None
+        words = self.codes.stream()
+        if np.any(words & words >> np.uint32(1) & np.uint32(0x5555_5555)):
+            return None  # some code is no trit
+        with np.errstate(all="ignore"):
+            scales = np.broadcast_to(self.multipliers(), (self.rows, self.multipliers().shape[1]))
+        group_size = self.columns if scales.shape[1] == 1 else self.group_size
+        return Native(codes, self.columns, "affine", group_size, scales, np.ones_like(scales))
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         trits = self.digits(rows).astype(np.float32) - np.float32(1)

@@ -215,9 +215,7 @@ class Assembler:
         if layer is None:
             codes = np.ascontiguousarray(_codes(self._form).unpack(slice(start, stop)))
             count, columns = codes.shape
-            layer = _native.PackedLayer(
-                codes.reshape(-1), 8, count, columns, down=False, row_bytes=columns, high_first=False
-            )
+            layer = _native.PackedLayer(codes.reshape(-1), 8, count, columns, "rows", row_bytes=columns)
             parameters, first = _of_rows(parameters, start, stop), 0
         group = self._form.group_size if isinstance(self._form, Affine) else 32
         passed = {name: None if value is None else as_bytes(value) for name, value in parameters.items()}

@@ -9,7 +9,7 @@ use subbyte_core::GgmlType;
 use subbyte_core::block::Rows;
 use subbyte_core::ggml::Importance;
 use subbyte_core::kernels::{Kernels, Level};
-use subbyte_core::pack::groups::{Op, Row};
+use subbyte_core::pack::groups::{Op, Row, Steps};
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
@@ -132,10 +132,11 @@ fn check_packed(level: Level) {
     let k = Kernels::get(level).unwrap();
     let scalar = Kernels::get(Level::Scalar).unwrap();
     let mut r = Random(setting("SUBBYTE_TEST_SEED", 1));
-    let table: [f32; 16] = std::array::from_fn(|_| r.normal());
+    let table: [f32; 256] = std::array::from_fn(|_| r.normal());
     for round in 0..setting("SUBBYTE_TEST_ROUNDS", 40) * 50 {
         let op = [Op::Affine, Op::Biased, Op::Table][r.below(3)];
-        let bits = if op == Op::Table { 4 } else { 1 + r.below(8) };
+        let bits = if op == Op::Table && r.below(2) == 0 { 4 } else { 1 + r.below(8) };
+        let steps = [Steps::F32, Steps::F16, Steps::Bf16][r.below(3)];
         let n = r.below(300);
         let group = [1, 16, 32, 24, 64, 1000][r.below(6)];
         let first = [0, 16 * r.below(20), r.below(200)][r.below(3)];
@@ -148,6 +149,7 @@ fn check_packed(level: Level) {
         let (scales, offsets) = (parameters(&mut r), parameters(&mut r));
         let row = Row {
             op,
+            steps,
             bits,
             words: &words,
             high_first: bits == 4 && r.below(2) == 0,
@@ -166,7 +168,7 @@ fn check_packed(level: Level) {
             (k.decode_row)(&row, got, stream);
             let bad =
                 got.iter().zip(&want).position(|(g, w)| g.to_bits() != w.to_bits() && !(g.is_nan() && w.is_nan()));
-            assert_eq!(bad, None, "{op:?} of {bits} bits, round {round}, {level:?}");
+            assert_eq!(bad, None, "{op:?} of {bits} bits in {steps:?}, round {round}, {level:?}");
         }
         type Narrow = fn(&Row<'_>, &mut [u16], bool);
         let narrow: [(Narrow, Narrow); 2] =
@@ -179,7 +181,7 @@ fn check_packed(level: Level) {
             for (offset, stream) in [(skip, true), (skip + r.below(32), r.below(2) == 0)] {
                 let got = &mut buffer[offset..offset + n];
                 kernel(&row, got, stream);
-                assert_eq!(want, got, "{op:?} of {bits} bits to 16, round {round}, {level:?}");
+                assert_eq!(want, got, "{op:?} of {bits} bits in {steps:?} to 16, round {round}, {level:?}");
             }
         }
         let (mut want, mut got) = (vec![0u8; n], vec![9u8; n]);
@@ -192,6 +194,14 @@ fn check_packed(level: Level) {
         (scalar.turn)(&src, stride, rows, words, &mut want);
         (k.turn)(&src, stride, rows, words, &mut got);
         assert_eq!(want, got, "{rows} rows of {words} words, {level:?}");
+        let (octets, columns) = (r.below(20), r.below(300));
+        let stride = octets + r.below(9);
+        let src: Vec<u8> = (0..4 * (stride * columns).max(1)).map(|_| r.bits() as u8).collect();
+        let (mut want, mut got) =
+            (vec![0u32; 8 * octets * columns.div_ceil(8)], vec![1u32; 8 * octets * columns.div_ceil(8)]);
+        (scalar.across)(&src, stride, octets, columns, &mut want);
+        (k.across)(&src, stride, octets, columns, &mut got);
+        assert_eq!(want, got, "{octets} octets of rows, {columns} columns, {level:?}");
     }
 }
 

@@ -5,8 +5,9 @@ use crate::errors::to_py;
 use pyo3::prelude::*;
 use subbyte_core::block::rows::Floats;
 use subbyte_core::pack::assemble::Assembly;
-use subbyte_core::pack::groups::Op;
+use subbyte_core::pack::groups::{Op, Steps};
 use subbyte_core::pack::layer::{Layer, Parameters};
+use subbyte_core::pack::layout::Layout;
 use subbyte_core::pack::{self, Order};
 use subbyte_core::{Error, GgmlType, Result};
 
@@ -46,45 +47,62 @@ fn named(order: &str) -> Result<Order> {
 struct PackedLayer {
     words: Bytes,
     bits: usize,
-    down: bool,
-    row_bytes: usize,
-    high_first: bool,
+    layout: Layout,
+    signed: bool,
     rows: usize,
     columns: usize,
 }
 
 impl PackedLayer {
     fn layer(&self) -> Layer<'_> {
-        let &PackedLayer { bits, down, row_bytes, high_first, rows, columns, .. } = self;
-        Layer { words: self.words.get(), bits, down, row_bytes, high_first, rows, columns }
+        let &PackedLayer { bits, layout, signed, rows, columns, .. } = self;
+        Layer { words: self.words.get(), bits, layout, signed, rows, columns }
     }
 }
 
 #[pymethods]
 impl PackedLayer {
+    /// `layout` is `"rows"` (with `row_bytes` and `high_first`), `"down"`, `"across"`, `"fours"`, `"tiles"` or `"slabs"`
+    /// (with `item_bytes` and, where the first field is the highest, `fields`).
     #[new]
-    #[pyo3(signature = (words, bits, rows, columns, *, down, row_bytes, high_first))]
+    #[pyo3(signature = (
+        words, bits, rows, columns, layout, *, row_bytes=0, high_first=false, item_bytes=1, fields=None, signed=false
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "the one call that Python makes, all plain values")]
     fn new(
         words: Bytes,
         bits: usize,
         rows: usize,
         columns: usize,
-        down: bool,
+        layout: &str,
         row_bytes: usize,
         high_first: bool,
+        item_bytes: usize,
+        fields: Option<usize>,
+        signed: bool,
     ) -> PyResult<Self> {
-        let made = PackedLayer { words, bits, down, row_bytes, high_first, rows, columns };
+        let layout = match layout {
+            "rows" => Layout::Rows { row_bytes, high_first },
+            "down" => Layout::Down,
+            "across" => Layout::Across,
+            "fours" => Layout::Fours,
+            "tiles" => Layout::Tiles,
+            "slabs" => Layout::Slabs { item_bytes, items: words.get().len() / item_bytes.max(1), high_first: fields },
+            other => return Err(to_py(Error::argument(format!("no layout of codes is called '{other}'")))),
+        };
+        let made = PackedLayer { words, bits, layout, signed, rows, columns };
         made.layer().check().map_err(to_py)?;
         Ok(made)
     }
 
-    /// Decodes rows from `first` on into `out`, with float32 scales and offsets.
-    #[pyo3(signature = (op, first, dtype, out, *, group, flat, group_of, scales, offsets, table))]
+    /// Decodes rows from `first` on into `out`, with float32 scales and offsets; each step is rounded to `steps`.
+    #[pyo3(signature = (op, steps, first, dtype, out, *, group, flat, group_of, scales, offsets, table))]
     #[expect(clippy::too_many_arguments, reason = "the one call that Python makes, all plain values")]
     fn decode(
         &self,
         py: Python<'_>,
         op: &str,
+        steps: &str,
         first: usize,
         dtype: &str,
         mut out: BytesMut,
@@ -102,15 +120,11 @@ impl PackedLayer {
             let out = out.get(&[layer.words, scales.get()])?;
             let group_of = group_of.as_ref().map(|g| cast(g.get())).transpose()?;
             let offsets: &[f32] = offsets.as_ref().map(|o| cast(o.get())).transpose()?.unwrap_or(&[]);
-            let mut values = [0f32; 16];
-            if let Some(table) = &table {
-                let table: &[f32] = cast(table.get())?;
-                let n = table.len();
-                values =
-                    table.try_into().map_err(|_| Error::argument(format!("a table of {n} values: expected 16")))?;
-            }
+            let table: &[f32] = table.as_ref().map(|t| cast(t.get())).transpose()?.unwrap_or(&[]);
+            let steps =
+                Steps::from_name(steps).ok_or_else(|| Error::argument(format!("no steps are called '{steps}'")))?;
             let scales = cast(scales.get())?;
-            let parameters = Parameters { op, group, flat, group_of, scales, offsets, table: &values };
+            let parameters = Parameters { op, steps, group, flat, group_of, scales, offsets, table };
             let elements = match dtype {
                 "float32" => out.len() / 4,
                 _ => out.len() / 2,
@@ -156,14 +170,14 @@ impl PackedLayer {
         .map_err(to_py)
     }
 
-    /// The codes of rows from `first` on, whose words run down, as rows of whole words.
-    fn turn(&self, py: Python<'_>, first: usize, mut out: BytesMut) -> PyResult<()> {
+    /// The codes of rows from `first` on as rows of whole words, each one stream of bits.
+    fn stream(&self, py: Python<'_>, first: usize, mut out: BytesMut) -> PyResult<()> {
         py.detach(|| {
             let layer = self.layer();
             let row = (layer.columns * layer.bits).div_ceil(32).max(1);
             let out = out.get(&[layer.words])?;
             let rows = first..first.saturating_add(out.len() / 4 / row);
-            layer.turn(rows, cast_mut(out)?)
+            layer.stream(rows, cast_mut(out)?)
         })
         .map_err(to_py)
     }

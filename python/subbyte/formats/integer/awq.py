@@ -31,8 +31,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from subbyte import _native
 from subbyte import planes as _planes
-from subbyte.arrays import Array
+from subbyte.arrays import Array, as_bytes
 from subbyte.codec import Encoded
 from subbyte.errors import FormatError, UnsupportedError
 from subbyte.formats.base import (
@@ -81,6 +82,9 @@ class GemmCodes(Codes):
         columns, words = self.words.shape
         return words * 8, columns
 
+    def native(self) -> _native.PackedLayer:
+        return _native.PackedLayer(as_bytes(np.ascontiguousarray(self.words)), 4, *self.shape, "across")
+
     def unpack(self, rows: slice = slice(None)) -> CodeArray:
         start, stop, _ = rows.indices(self.shape[0])
         first, end = start // 8, max(-(-stop // 8), start // 8)
@@ -105,6 +109,9 @@ class FastCodes(Codes):
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
         fours, columns = self.words.shape
         return fours * 4, columns
+
+    def native(self) -> _native.PackedLayer:
+        return _native.PackedLayer(as_bytes(np.ascontiguousarray(self.words)), 4, *self.shape, "fours")
 
     def unpack(self, rows: slice = slice(None)) -> CodeArray:
         start, stop, _ = rows.indices(self.shape[0])

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte.arrays import Array
+from subbyte import _native
+from subbyte.arrays import Array, as_bytes
 from subbyte.errors import FormatError, UnsupportedError
 from subbyte.forms import Affine
 from subbyte.forms.codes import CodeArray, Codes, pack, unpack
@@ -61,6 +62,9 @@ class MarlinCodes(Codes):
     @property
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
         return self.words.shape[1] // 2, self.words.shape[0] * 16
+
+    def native(self) -> _native.PackedLayer:
+        return _native.PackedLayer(as_bytes(np.ascontiguousarray(self.words)), 4, *self.shape, "tiles")
 
     def unpack(self, rows: slice = slice(None)) -> CodeArray:
         start, stop, _ = rows.indices(self.shape[0])

@@ -114,6 +114,9 @@ pub struct Kernels {
     pub unpack_row: fn(bits: usize, words: &[u8], codes: &mut [u8]),
     /// Exchanges rows and columns of words: `dst[r * n + w]` = word `w * stride + r` of `src`, for `rows` rows.
     pub turn: fn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &mut [u32]),
+    /// Brings words of AWQ's `gemm` layout into rows: see [`crate::pack::layout::Layout::Across`]. `columns` words of
+    /// `octets` octets of rows, `stride` words apart, become rows of words.
+    pub across: fn(src: &[u8], stride: usize, octets: usize, columns: usize, dst: &mut [u32]),
     /// Writes `x` everywhere past the caches: the write limit that benches compare decoders with.
     pub stream_fill: fn(dst: &mut [f32], x: f32),
 }
@@ -257,6 +260,10 @@ static SCALAR: Kernels = Kernels {
             }
         }
     },
+    across: |src, stride, octets, columns, dst| {
+        check_across(src, stride, octets, columns, dst);
+        crate::pack::layout::across(src, stride, octets, columns, dst);
+    },
     stream_fill: |dst, x| dst.fill(x),
 };
 
@@ -274,6 +281,11 @@ fn check_unpack(bits: usize, words: &[u8], codes: &[u8]) {
 fn check_turn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &[u32]) {
     assert!(dst.len() == rows * n && rows <= stride);
     assert!(dst.is_empty() || src.len() >= 4 * ((n - 1) * stride + rows));
+}
+
+fn check_across(src: &[u8], stride: usize, octets: usize, columns: usize, dst: &[u32]) {
+    assert!(dst.len() == 8 * octets * columns.div_ceil(8) && octets <= stride);
+    assert!(dst.is_empty() || src.len() >= 4 * ((columns - 1) * stride + octets));
 }
 
 /// Orders streaming stores before whatever follows.
@@ -401,6 +413,15 @@ macro_rules! level {
                 // SAFETY: as above; source and destination hold the words.
                 unsafe { run(src, stride, rows, n, dst) }
             }
+            fn across(src: &[u8], stride: usize, octets: usize, columns: usize, dst: &mut [u32]) {
+                #[target_feature(enable = $features)]
+                unsafe fn run(src: &[u8], stride: usize, octets: usize, columns: usize, dst: &mut [u32]) {
+                    unsafe { generic::packed::across::<$simd>(src, stride, octets, columns, dst) }
+                }
+                check_across(src, stride, octets, columns, dst);
+                // SAFETY: as above.
+                unsafe { run(src, stride, octets, columns, dst) }
+            }
             fn stream_fill(dst: &mut [f32], x: f32) {
                 #[target_feature(enable = $features)]
                 unsafe fn run(dst: &mut [f32], x: f32) {
@@ -421,6 +442,7 @@ macro_rules! level {
                 decode_row_bf16,
                 unpack_row,
                 turn,
+                across,
                 stream_fill,
             }
         };

@@ -219,7 +219,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
             t.into_iter().fold(u32::MAX, u32::min)
         }
     }
-    /// Asks for the cache line of `p`, which may be any address.
+    /// Asks for the cache line of `p`, which may be any address, in the second-level cache.
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         let _ = p;

@@ -1,6 +1,6 @@
 //! ggml blocks from codes and parameters that are known already: nothing is searched and nothing rounds.
 
-use super::layer::{COLUMNS, Layer, ROWS, run};
+use super::layer::{COLUMNS, Layer, run};
 use crate::kernels::{Kernels, kernels};
 use crate::{Error, GgmlType, Result};
 use std::ops::Range;
@@ -73,8 +73,9 @@ impl Assembly<'_> {
         layer.check_rows(&rows, dst.len(), row_bytes)?;
         let k = kernels();
         let failed = Mutex::new(None);
-        run(dst, ROWS * row_bytes, |task, dst| {
-            let first = rows.start + task * ROWS;
+        let piece = layer.layout.piece().0;
+        run(dst, piece * row_bytes, |task, dst| {
+            let first = rows.start + task * piece;
             if let Err(error) = self.task(k, layer, first..first + dst.len() / row_bytes, dst, row_bytes) {
                 failed.lock().expect("no task panics").get_or_insert(error);
             }
@@ -87,9 +88,12 @@ impl Assembly<'_> {
         let (block, bytes, scaled) = (self.ty.block(), self.ty.block_bytes(), scaled_columns(self.ty));
         let (groups, scales) = (layer.columns.div_ceil(self.group), layer.columns / scaled);
         let mut codes = [0u8; COLUMNS];
-        layer.pieces(k, rows.clone(), |row, at, words| {
-            let codes = &mut codes[..COLUMNS.min(layer.columns - at)];
-            (k.unpack_row)(layer.bits, words, codes);
+        layer.pieces(k, rows.clone(), |row, columns, words, bits| {
+            let (at, codes) = (columns.start, &mut codes[..columns.len()]);
+            (k.unpack_row)(bits, words, codes);
+            if layer.high_first() {
+                codes.as_chunks_mut::<2>().0.iter_mut().for_each(|pair| pair.reverse());
+            }
             let absolute = rows.start + row;
             let to = &mut dst[row * row_bytes + at / block * bytes..][..codes.len() / block * bytes];
             for (i, (codes, to)) in codes.chunks_exact(block).zip(to.chunks_exact_mut(bytes)).enumerate() {

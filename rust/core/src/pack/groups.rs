@@ -1,16 +1,45 @@
 //! Decoding of packed codes with parameters per group: the scalar definition, row by row.
 
 use super::{Order, unpack_row};
+use crate::float;
 
-/// What a code and the parameters of its group become. Every operation is rounded to f32 by itself.
+/// What a code and the parameters of its group become. Every operation is rounded by itself, to f32 or as [`Steps`] say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// (code - offset) * scale: integers with a zero point.
     Affine,
     /// code * scale + offset: integers with a bias.
     Biased,
-    /// table\[code\] * scale: floats of 4 bits; there are no offsets.
+    /// table\[code\] * scale: small floats; there are no offsets.
     Table,
+}
+
+/// What the result of each operation is rounded to, which has to be a 16-bit type where the original computes in one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steps {
+    /// Single precision.
+    F32,
+    /// Half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Steps {
+    /// The type called `name`: `"float32"`, `"float16"` or `"bfloat16"`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [("float32", Steps::F32), ("float16", Steps::F16), ("bfloat16", Steps::Bf16)]
+            .into_iter()
+            .find_map(|(known, steps)| (known == name).then_some(steps))
+    }
+
+    fn round(self, x: f32) -> f32 {
+        match self {
+            Steps::F32 => x,
+            Steps::F16 => float::f16_to_f32(float::f32_to_f16(x)),
+            Steps::Bf16 => float::bf16_to_f32(float::f32_to_bf16(x)),
+        }
+    }
 }
 
 impl Op {
@@ -27,7 +56,9 @@ impl Op {
 pub struct Row<'a> {
     /// What the codes become.
     pub op: Op,
-    /// Bits of a code, 1 to 8; 4 with a table.
+    /// What each operation is rounded to.
+    pub steps: Steps,
+    /// Bits of a code, 1 to 8.
     pub bits: usize,
     /// The codes as a stream of bits, least significant first.
     pub words: &'a [u8],
@@ -41,8 +72,8 @@ pub struct Row<'a> {
     pub scales: &'a [f32],
     /// Zero point or bias of each group.
     pub offsets: &'a [f32],
-    /// The 16 values of [`Op::Table`].
-    pub table: &'a [f32; 16],
+    /// The values of [`Op::Table`], at least 16 and one for every code.
+    pub table: &'a [f32],
 }
 
 impl Row<'_> {
@@ -53,7 +84,7 @@ impl Row<'_> {
         let groups = (self.first + n).div_ceil(self.group);
         assert!(n == 0 || self.scales.len() >= groups);
         match self.op {
-            Op::Table => assert_eq!(self.bits, 4),
+            Op::Table => assert!(self.table.len() >= (1 << self.bits).max(16)),
             _ => assert!(n == 0 || self.offsets.len() >= groups),
         }
     }
@@ -73,11 +104,12 @@ impl Row<'_> {
             for i in at.max(skip)..end.min(at + n) {
                 let group = (self.first + i) / self.group;
                 let (code, scale) = (codes[i - at], self.scales[group]);
-                out[i - skip] = match self.op {
-                    Op::Affine => (f32::from(code) - self.offsets[group]) * scale,
-                    Op::Biased => f32::from(code) * scale + self.offsets[group],
+                let steps = self.steps;
+                out[i - skip] = steps.round(match self.op {
+                    Op::Affine => steps.round(f32::from(code) - self.offsets[group]) * scale,
+                    Op::Biased => steps.round(f32::from(code) * scale) + self.offsets[group],
                     Op::Table => self.table[usize::from(code)] * scale,
-                };
+                });
             }
             at += TILE;
         }

@@ -1,15 +1,15 @@
 //! Whole weights of packed codes: in any layout of words, decoded or laid out in rows, in parallel.
 
-use super::groups::{Op, Row};
+use super::groups::{Op, Row, Steps};
+use super::layout::{Layout, Lines, bytes_of_mut};
+use super::{Order, pack_row};
 use crate::block::rows::Floats;
 use crate::kernels::{self, Kernels, kernels};
 use crate::{Error, Result, parallel};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows that one task decodes together; with words that run down, one line of the cache holds those of 16 rows.
-pub(super) const ROWS: usize = 64;
-/// Columns that are decoded at a time: their words, and their values before they are narrowed, stay in the caches.
+/// The most columns that are decoded at a time.
 pub(super) const COLUMNS: usize = 1024;
 /// Destinations of at least this many bytes are written past the caches.
 const STREAM_BYTES: usize = 8 << 20;
@@ -21,13 +21,10 @@ pub struct Layer<'a> {
     pub words: &'a [u8],
     /// Bits of a code.
     pub bits: usize,
-    /// The words of a row run down a column of words, as GPTQ stores them: word `w` of row `r` is number
-    /// `w * rows + r`. Otherwise rows follow each other.
-    pub down: bool,
-    /// Bytes from one row to the next where words do not run down.
-    pub row_bytes: usize,
-    /// Of two codes of 4 bits in a byte the upper one comes first.
-    pub high_first: bool,
+    /// Where they lie.
+    pub layout: Layout,
+    /// They are stored in two's complement: the upper bit of a code is flipped.
+    pub signed: bool,
     /// Rows of the weight.
     pub rows: usize,
     /// Codes of a row.
@@ -39,6 +36,8 @@ pub struct Layer<'a> {
 pub struct Parameters<'a> {
     /// What the codes become.
     pub op: Op,
+    /// What each operation is rounded to.
+    pub steps: Steps,
     /// Codes of a group.
     pub group: usize,
     /// Groups run over the end of a row: they are counted through the flattened weight.
@@ -49,32 +48,24 @@ pub struct Parameters<'a> {
     pub scales: &'a [f32],
     /// Zero points or biases, like the scales; none with a table.
     pub offsets: &'a [f32],
-    /// The values of [`Op::Table`].
-    pub table: &'a [f32; 16],
+    /// The values of [`Op::Table`], at least 16 and one for every code.
+    pub table: &'a [f32],
 }
 
 impl<'a> Layer<'a> {
-    fn words_per_row(&self) -> usize {
-        (self.columns * self.bits).div_ceil(32)
-    }
-
     /// # Errors
     /// `Argument` if the words are not those of such a weight.
     pub fn check(&self) -> Result<()> {
-        let needed = if self.down {
-            self.words_per_row().checked_mul(self.rows).and_then(|n| n.checked_mul(4))
-        } else if self.row_bytes.saturating_mul(8) < self.columns.saturating_mul(self.bits) {
-            None
-        } else {
-            self.row_bytes.checked_mul(self.rows)
-        };
-        if !(1..=8).contains(&self.bits) || self.columns > usize::MAX / 64 || needed != Some(self.words.len()) {
+        let known = (1..=8).contains(&self.bits) && self.columns <= usize::MAX / 64;
+        let needed = known.then(|| self.layout.bytes(self.bits, self.rows, self.columns)).flatten();
+        if needed != Some(self.words.len()) {
             return Err(Error::argument(format!(
-                "{} bytes are not {} rows of {} codes of {} bits",
+                "{} bytes are not {} rows of {} codes of {} bits in the layout {:?}",
                 self.words.len(),
                 self.rows,
                 self.columns,
-                self.bits
+                self.bits,
+                self.layout
             )));
         }
         Ok(())
@@ -88,31 +79,6 @@ impl<'a> Layer<'a> {
             )));
         }
         Ok(())
-    }
-
-    /// The bytes of the codes `columns` of `rows`, one row after the other, and the distance between rows. Columns begin
-    /// at a multiple of 32.
-    fn lines<'b>(
-        &self,
-        k: &Kernels,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        scratch: &'b mut Vec<u32>,
-    ) -> (&'b [u8], usize)
-    where
-        'a: 'b,
-    {
-        if !self.down {
-            let (begin, step) = (columns.start * self.bits / 8, self.row_bytes);
-            let end = rows.end * step;
-            return (&self.words[(rows.start * step + begin).min(end)..end], step);
-        }
-        let first = columns.start * self.bits / 32;
-        let n = (columns.end * self.bits).div_ceil(32) - first;
-        scratch.resize(rows.len() * n, 0);
-        let start = 4 * (first * self.rows + rows.start);
-        (k.turn)(&self.words[start.min(self.words.len())..], self.rows, rows.len(), n, scratch);
-        (bytes_of(scratch), 4 * n)
     }
 
     /// Decodes `rows`.
@@ -153,35 +119,37 @@ impl<'a> Layer<'a> {
     ) -> Result<()> {
         self.check_rows(&rows, dst.len(), self.columns)?;
         let stream = std::mem::size_of_val(dst) >= STREAM_BYTES;
-        run(dst, ROWS * self.columns, |task, dst| {
-            self.task(k, parameters, rows.start + task * ROWS, dst.len(), |row, at, line| {
-                let from = row * self.columns + at;
-                let n = COLUMNS.min(self.columns - at);
-                decode(line, &mut dst[from..from + n], stream);
+        let piece = self.layout.piece().0;
+        run(dst, piece * self.columns, |task, dst| {
+            self.task(k, parameters, rows.start + task * piece, dst.len(), |row, columns, line| {
+                decode(line, &mut dst[row * self.columns..][columns], stream);
             });
             kernels::fence();
         });
         Ok(())
     }
 
-    /// Calls `each` with row (of the task), first column and parameters for every piece of the rows that make `elements`.
+    /// Calls `each` with row (of the task), columns and parameters for every piece of the rows that make `elements`.
     fn task(
         &self,
         k: &Kernels,
         parameters: &Parameters<'_>,
         first: usize,
         elements: usize,
-        mut each: impl FnMut(usize, usize, &Row<'_>),
+        mut each: impl FnMut(usize, Range<usize>, &Row<'_>),
     ) {
         let groups = parameters.groups(self.columns);
+        let high_first = self.high_first();
         let mut own = (Vec::new(), Vec::new());
-        self.pieces(k, first..first + elements / self.columns, |row, at, words| {
+        self.pieces(k, first..first + elements / self.columns, |row, columns, words, bits| {
+            let at = columns.start;
             let of_row = if parameters.flat { 0 } else { (first + row) * groups };
             let mut line = Row {
                 op: parameters.op,
-                bits: self.bits,
+                steps: parameters.steps,
+                bits,
                 words,
-                high_first: self.high_first,
+                high_first,
                 first: if parameters.flat { (first + row) * self.columns + at } else { at },
                 group: parameters.group,
                 scales: &parameters.scales[of_row..],
@@ -189,48 +157,77 @@ impl<'a> Layer<'a> {
                 table: parameters.table,
             };
             if let Some(group_of) = parameters.group_of {
-                let end = self.columns.min(at + COLUMNS);
                 let spread = |to: &mut Vec<f32>, from: &[f32]| {
                     to.clear();
                     if !from.is_empty() {
-                        to.extend(group_of[at..end].iter().map(|g| from[*g as usize]));
+                        to.extend(group_of[columns.clone()].iter().map(|g| from[*g as usize]));
                     }
                 };
                 spread(&mut own.0, line.scales);
                 spread(&mut own.1, line.offsets);
                 line = Row { first: 0, group: 1, scales: &own.0, offsets: &own.1, ..line };
             }
-            each(row, at, &line);
+            each(row, columns, &line);
         });
     }
 
-    /// Calls `each` with row (of `rows`), first column and the bytes of the codes for every piece of [`COLUMNS`] columns.
-    pub(super) fn pieces(&self, k: &Kernels, rows: Range<usize>, mut each: impl FnMut(usize, usize, &[u8])) {
+    /// Of two codes of 4 bits in a byte the upper one comes first.
+    pub(super) fn high_first(&self) -> bool {
+        matches!(self.layout, Layout::Rows { high_first: true, .. })
+    }
+
+    /// Calls `each` with row (of `rows`), columns, and the bytes and bits of the codes for every piece of the columns.
+    pub(super) fn pieces(
+        &self,
+        k: &Kernels,
+        rows: Range<usize>,
+        mut each: impl FnMut(usize, Range<usize>, &[u8], usize),
+    ) {
         let mut scratch = Vec::new();
-        for at in (0..self.columns).step_by(COLUMNS) {
-            let end = self.columns.min(at + COLUMNS);
-            let (lines, step) = self.lines(k, rows.clone(), at..end, &mut scratch);
+        let step = self.layout.piece().1;
+        for at in (0..self.columns).step_by(step) {
+            let columns = at..self.columns.min(at + step);
+            let Lines { bytes, step, bits } = self.lines(k, rows.clone(), columns.clone(), &mut scratch);
             for row in 0..rows.len() {
-                each(row, at, &lines[row * step..]);
+                each(row, columns.clone(), &bytes[row * step..], bits);
             }
         }
     }
 
-    /// The codes of `rows` as rows of whole little-endian words.
+    /// The codes of `rows` as rows of whole little-endian words: one stream of bits, what follows it in the last word is
+    /// zero or what is stored there.
     ///
     /// # Errors
-    /// `Argument` if lengths do not fit, or words do not run down.
-    pub fn turn(&self, rows: Range<usize>, dst: &mut [u32]) -> Result<()> {
+    /// `Argument` if lengths do not fit.
+    pub fn stream(&self, rows: Range<usize>, dst: &mut [u32]) -> Result<()> {
         self.check()?;
-        let n = self.words_per_row();
-        if !self.down {
-            return Err(Error::argument("the words of a row are in a row already"));
-        }
+        let bytes = (self.columns * self.bits).div_ceil(8);
+        let n = bytes.div_ceil(4);
         self.check_rows(&rows, dst.len(), n)?;
         let k = kernels();
-        run(dst, ROWS * n, |task, dst| {
-            let start = 4 * (rows.start + task * ROWS);
-            (k.turn)(&self.words[start..], self.rows, dst.len() / n, n, dst);
+        let piece = self.layout.piece().0;
+        run(dst, piece * n.max(1), |task, dst| {
+            let first = rows.start + task * piece;
+            if let Layout::Down = self.layout {
+                (k.turn)(&self.words[4 * first..], self.rows, dst.len() / n, n, dst);
+                return;
+            }
+            self.pieces(k, first..first + dst.len() / n, |row, columns, words, bits| {
+                let from = columns.start * self.bits / 32;
+                let to = bytes_of_mut(&mut dst[row * n..][from..n]);
+                if bits == self.bits {
+                    let end = (columns.end * bits).div_ceil(8) - 4 * from;
+                    to[..end].copy_from_slice(&words[..end]);
+                    if columns.end == self.columns {
+                        to[end..].fill(0);
+                    }
+                } else {
+                    pack_row(Order::Stream, self.bits, &words[..columns.len()], to);
+                }
+            });
+            if self.high_first() {
+                bytes_of_mut(dst).iter_mut().for_each(|pair| *pair = pair.rotate_left(4));
+            }
         });
         Ok(())
     }
@@ -253,12 +250,14 @@ impl Parameters<'_> {
             _ => layer.rows.checked_mul(self.groups(layer.columns)),
         };
         let offsets = if self.op == Op::Table { Some(0) } else { counted };
-        let table = self.op != Op::Table || layer.bits == 4;
+        let bits = if matches!(layer.layout, Layout::Slabs { .. }) { 8 } else { layer.bits };
+        let table = self.op != Op::Table || self.table.len() >= (1 << bits).max(16);
         if counted != Some(self.scales.len()) || offsets != Some(self.offsets.len()) || !table {
             return Err(Error::argument(format!(
-                "{} scales and {} offsets in groups of {} do not fit {} rows of {} codes of {} bits",
+                "{} scales, {} offsets and a table of {} in groups of {} do not fit {} rows of {} codes of {} bits",
                 self.scales.len(),
                 self.offsets.len(),
+                self.table.len(),
                 self.group,
                 layer.rows,
                 layer.columns,
@@ -279,9 +278,4 @@ pub(super) fn run<T: Send>(dst: &mut [T], piece: usize, task: impl Fn(usize, &mu
     } else {
         parallel::install(|| dst.par_chunks_mut(piece).enumerate().for_each(|(i, dst)| task(i, dst)));
     }
-}
-
-fn bytes_of(words: &[u32]) -> &[u8] {
-    // SAFETY: any word is four bytes, and a byte has no alignment.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), 4 * words.len()) }
 }

@@ -13,6 +13,7 @@
 pub mod assemble;
 pub mod groups;
 pub mod layer;
+pub mod layout;
 
 use crate::kernels::kernels;
 use crate::{Error, Result};
@@ -83,7 +84,9 @@ pub fn unpack(order: Order, bits: usize, words: &[u8], columns: usize, codes: &m
 /// [`crate::ErrorKind::Argument`]: `bits` is none of 1 to 8, lengths do not fit, or a code has more bits.
 pub fn pack(order: Order, bits: usize, codes: &[u8], columns: usize, words: &mut [u8]) -> Result<()> {
     let row = check(order, bits, words.len(), columns, codes.len())?;
-    if let Some(at) = codes.iter().position(|code| usize::from(*code) >> bits != 0) {
+    let every = codes.iter().fold(0, |every, code| every | code);
+    if usize::from(every) >> bits != 0 {
+        let at = codes.iter().position(|code| usize::from(*code) >> bits != 0).expect("some code has more bits");
         let mut error = Error::argument(format!("code {} does not fit in {bits} bits", codes[at]));
         error.element = Some((at / columns, at % columns));
         return Err(error);
@@ -149,17 +152,27 @@ pub fn unpack_row(order: Order, bits: usize, words: &[u8], codes: &mut [u8]) {
     }
 }
 
+/// Eight codes, one in each byte, as a stream of bits: neighbours are joined, then pairs, then fours.
+fn fold(codes: u64, bits: usize) -> u64 {
+    const BYTES: u64 = 0x00FF_00FF_00FF_00FF;
+    const PAIRS: u64 = 0x0000_FFFF_0000_FFFF;
+    let pairs = codes & BYTES | (codes >> 8 & BYTES) << bits;
+    let fours = pairs & PAIRS | (pairs >> 16 & PAIRS) << (2 * bits);
+    fours & 0xFFFF_FFFF | (fours >> 32) << (4 * bits)
+}
+
 fn pack_row(order: Order, bits: usize, codes: &[u8], words: &mut [u8]) {
     match order {
         Order::Stream => {
-            for (i, code) in codes.iter().enumerate() {
-                let (byte, shift) = (i * bits / 8, i * bits % 8);
-                let field = u16::from(*code) << shift;
-                words[byte] |= field as u8;
-                if field >> 8 != 0 {
-                    words[byte + 1] |= (field >> 8) as u8;
-                }
+            let (eights, rest) = codes.as_chunks::<8>();
+            for (eight, to) in eights.iter().zip(words.chunks_exact_mut(bits)) {
+                to.copy_from_slice(&fold(u64::from_le_bytes(*eight), bits).to_le_bytes()[..bits]);
             }
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            let tail = fold(u64::from_le_bytes(last), bits).to_le_bytes();
+            let bytes = (rest.len() * bits).div_ceil(8);
+            words[eights.len() * bits..][..bytes].copy_from_slice(&tail[..bytes]);
         }
         Order::Aligned => {
             for (group, word) in codes.chunks(32 / bits).zip(words.as_chunks_mut::<4>().0) {

@@ -169,7 +169,7 @@ impl Simd for Avx2 {
         }
     }
 
-    #[inline(always)] unsafe fn prefetch(p: *const u8) { unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) } }
+    #[inline(always)] unsafe fn prefetch(p: *const u8) { unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) } }
     #[inline(always)]
     unsafe fn across_max(v: [F; LANES]) -> F {
         unsafe { [across_max8(&v[..8]), across_max8(&v[8..])] }

@@ -102,7 +102,7 @@ impl Simd for Avx512 {
         }
     }
 
-    #[inline(always)] unsafe fn prefetch(p: *const u8) { unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) } }
+    #[inline(always)] unsafe fn prefetch(p: *const u8) { unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) } }
     #[inline(always)]
     unsafe fn across_max(v: [__m512; LANES]) -> __m512 {
         unsafe {

@@ -34,17 +34,23 @@ pub unsafe fn write_f16<S: Simd>(src: &[f32], dst: *mut u16) {
 pub unsafe fn write_bf16<S: Simd>(src: &[f32], dst: *mut u16) {
     let whole = src.len() / LANES * LANES;
     for i in (0..whole).step_by(LANES) {
-        unsafe {
-            let x = S::bits(S::load(src.as_ptr().add(i)));
-            let odd = S::iand(S::ishr::<16>(x), S::isplat(1));
-            let round = S::ishr::<16>(S::iadd(x, S::iadd(odd, S::isplat(0x7FFF))));
-            let nan = S::igt(S::iand(x, S::isplat(0x7FFF_FFFF)), S::isplat(0x7F80_0000));
-            let quiet = S::ior(S::ishr::<16>(x), S::isplat(0x40));
-            S::store_u16(dst.add(i), S::iselect(nan, quiet, round));
-        }
+        unsafe { S::store_u16(dst.add(i), bf16_bits::<S>(S::load(src.as_ptr().add(i)))) }
     }
     for (i, x) in src.iter().enumerate().skip(whole) {
         unsafe { dst.add(i).write_unaligned(float::f32_to_bf16(*x)) }
+    }
+}
+
+/// [`float::f32_to_bf16`].
+#[inline(always)]
+pub unsafe fn bf16_bits<S: Simd>(x: S::F) -> S::I {
+    unsafe {
+        let x = S::bits(x);
+        let odd = S::iand(S::ishr::<16>(x), S::isplat(1));
+        let round = S::ishr::<16>(S::iadd(x, S::iadd(odd, S::isplat(0x7FFF))));
+        let nan = S::igt(S::iand(x, S::isplat(0x7FFF_FFFF)), S::isplat(0x7F80_0000));
+        let quiet = S::ior(S::ishr::<16>(x), S::isplat(0x40));
+        S::iselect(nan, quiet, round)
     }
 }
 

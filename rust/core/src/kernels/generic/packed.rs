@@ -2,7 +2,8 @@
 
 use crate::kernels::generic::convert;
 use crate::kernels::simd::{LANES, Simd};
-use crate::pack::groups::{Op, Row};
+use crate::pack::groups::{Op, Row, Steps};
+use crate::pack::layout::{ACROSS, across_part};
 use crate::pack::{Order, unpack_row};
 
 /// Decodes the row, [`Row::decode`] bit for bit. `row.check(out.len())` has passed.
@@ -24,10 +25,43 @@ pub unsafe fn decode_row<S: Simd, const STREAM: bool>(row: &Row<'_>, out: &mut [
 #[inline(always)]
 unsafe fn dispatch<S: Simd, const STREAM: bool, const EACH: bool>(row: &Row<'_>, out: &mut [f32]) {
     unsafe {
-        match row.op {
-            Op::Affine => run::<S, STREAM, EACH, 0>(row, out),
-            Op::Biased => run::<S, STREAM, EACH, 1>(row, out),
-            Op::Table => run::<S, STREAM, EACH, 2>(row, out),
+        match (row.op, row.steps) {
+            (Op::Affine, Steps::F32) => run::<S, STREAM, EACH, AFFINE, IN_F32>(row, out),
+            (Op::Biased, Steps::F32) => run::<S, STREAM, EACH, BIASED, IN_F32>(row, out),
+            (Op::Table, _) if row.steps != Steps::F32 => row.decode(0, out),
+            (Op::Table, _) if row.bits == 4 => run::<S, STREAM, EACH, TABLE, IN_F32>(row, out),
+            (Op::Table, _) => run::<S, STREAM, EACH, LONG_TABLE, IN_F32>(row, out),
+            // What is rounded to 16 bits is written as 16 bits, from a tile in the caches.
+            _ if STREAM => row.decode(0, out),
+            (Op::Affine, Steps::F16) => run::<S, false, EACH, AFFINE, IN_F16>(row, out),
+            (Op::Biased, Steps::F16) => run::<S, false, EACH, BIASED, IN_F16>(row, out),
+            (Op::Affine, Steps::Bf16) => run::<S, false, EACH, AFFINE, IN_BF16>(row, out),
+            (Op::Biased, Steps::Bf16) => run::<S, false, EACH, BIASED, IN_BF16>(row, out),
+        }
+    }
+}
+
+const AFFINE: u8 = 0;
+const BIASED: u8 = 1;
+const TABLE: u8 = 2;
+const LONG_TABLE: u8 = 3;
+
+const IN_F32: u8 = 0;
+const IN_F16: u8 = 1;
+const IN_BF16: u8 = 2;
+
+/// Rounds to a 16-bit type.
+#[inline(always)]
+unsafe fn rounded<S: Simd, const STEPS: u8>(x: S::F) -> S::F {
+    unsafe {
+        match STEPS {
+            IN_F16 => {
+                let mut half = [0u16; LANES];
+                S::store_f16(half.as_mut_ptr(), x);
+                S::load_f16(half.as_ptr())
+            }
+            IN_BF16 => S::from_bits(S::ishl::<16>(convert::bf16_bits::<S>(x))),
+            _ => x,
         }
     }
 }
@@ -45,24 +79,29 @@ unsafe fn codes16<S: Simd>(p: *const u8, bits: usize, mask: u64, swap: bool) -> 
     }
 }
 
-/// `OP`: [`Op`] as a number. `EACH`: every code has its own parameters; otherwise 16 codes always share theirs.
+/// `OP` and `STEPS`: [`Op`] and [`Steps`] as numbers. `EACH`: every code has its own parameters; otherwise 16 codes always
+/// share theirs.
 #[inline(always)]
-unsafe fn run<S: Simd, const STREAM: bool, const EACH: bool, const OP: u8>(row: &Row<'_>, out: &mut [f32]) {
+unsafe fn run<S: Simd, const STREAM: bool, const EACH: bool, const OP: u8, const STEPS: u8>(
+    row: &Row<'_>,
+    out: &mut [f32],
+) {
     let bits = row.bits;
     let mask = ((1u64 << bits) - 1) * 0x0101_0101_0101_0101;
+    let offsets = OP == AFFINE || OP == BIASED;
     // Both reads of 8 bytes stay inside the row.
     let safe = row.words.len().saturating_sub(bits + 8) / (2 * bits) * LANES;
     let whole = (out.len() / LANES * LANES).min(if row.words.len() < bits + 8 { 0 } else { safe + LANES });
     let mut done = 0;
     unsafe {
-        let table = S::load(row.table.as_ptr());
+        let table = if OP == TABLE { S::load(row.table.as_ptr()) } else { S::splat(0.0) };
         while done < whole {
             let group = (row.first + done) / row.group;
             let until = if EACH { whole } else { whole.min((group + 1).saturating_mul(row.group) - row.first) };
             let (mut scale, mut offset) = (S::splat(0.0), S::splat(0.0));
             if !EACH {
                 scale = S::splat(*row.scales.get_unchecked(group));
-                if OP != 2 {
+                if offsets {
                     offset = S::splat(*row.offsets.get_unchecked(group));
                 }
             }
@@ -70,18 +109,25 @@ unsafe fn run<S: Simd, const STREAM: bool, const EACH: bool, const OP: u8>(row: 
             while done < until {
                 if EACH {
                     scale = S::load(row.scales.as_ptr().add(row.first.wrapping_add(done)));
-                    if OP != 2 {
+                    if offsets {
                         offset = S::load(row.offsets.as_ptr().add(row.first.wrapping_add(done)));
                     }
                 }
                 let codes = codes16::<S>(at, bits, mask, row.high_first);
                 at = at.wrapping_add(bits.wrapping_mul(2));
                 let value = match OP {
-                    0 => S::mul(S::sub(S::widen8(codes), offset), scale),
-                    1 => S::add(S::mul(S::widen8(codes), scale), offset),
-                    _ => S::mul(S::lookup(table, S::load_u8(codes.map(u64::to_le).as_ptr().cast())), scale),
+                    AFFINE => S::mul(rounded::<S, STEPS>(S::sub(S::widen8(codes), offset)), scale),
+                    BIASED => S::add(rounded::<S, STEPS>(S::mul(S::widen8(codes), scale)), offset),
+                    TABLE => S::mul(S::lookup(table, S::load_u8(codes.map(u64::to_le).as_ptr().cast())), scale),
+                    _ => {
+                        let mut values = [0f32; LANES];
+                        for (value, code) in values.iter_mut().zip(codes.map(u64::to_le_bytes).as_flattened()) {
+                            *value = *row.table.get_unchecked(usize::from(*code));
+                        }
+                        S::mul(S::load(values.as_ptr()), scale)
+                    }
                 };
-                S::put::<STREAM>(out.as_mut_ptr().add(done), value);
+                S::put::<STREAM>(out.as_mut_ptr().add(done), rounded::<S, STEPS>(value));
                 done = done.wrapping_add(LANES);
             }
         }
@@ -130,11 +176,10 @@ unsafe fn by_table<S: Simd, const F16: bool, const STREAM: bool>(row: &Row<'_>, 
         while done < whole {
             let group = (row.first + done) / row.group;
             let until = whole.min((group + 1).saturating_mul(row.group) - row.first);
-            let scale = S::splat(*row.scales.get_unchecked(group));
-            let values = match row.op {
-                Op::Affine => S::mul(S::sub(codes, S::splat(*row.offsets.get_unchecked(group))), scale),
-                Op::Biased => S::add(S::mul(codes, scale), S::splat(*row.offsets.get_unchecked(group))),
-                Op::Table => S::mul(S::load(row.table.as_ptr()), scale),
+            let values = match row.steps {
+                Steps::F32 => of_group::<S, IN_F32>(row, codes, group),
+                Steps::F16 => of_group::<S, IN_F16>(row, codes, group),
+                Steps::Bf16 => of_group::<S, IN_BF16>(row, codes, group),
             };
             let (mut wide, mut table) = ([0f32; LANES], [0u16; LANES]);
             S::store(wide.as_mut_ptr(), values);
@@ -172,6 +217,20 @@ unsafe fn by_table<S: Simd, const F16: bool, const STREAM: bool>(row: &Row<'_>, 
     }
 }
 
+/// The values of the codes in a group.
+#[inline(always)]
+unsafe fn of_group<S: Simd, const STEPS: u8>(row: &Row<'_>, codes: S::F, group: usize) -> S::F {
+    unsafe {
+        let scale = S::splat(*row.scales.get_unchecked(group));
+        let offset = S::splat(if row.op == Op::Table { 0.0 } else { *row.offsets.get_unchecked(group) });
+        rounded::<S, STEPS>(match row.op {
+            Op::Affine => S::mul(rounded::<S, STEPS>(S::sub(codes, offset)), scale),
+            Op::Biased => S::add(rounded::<S, STEPS>(S::mul(codes, scale)), offset),
+            Op::Table => S::mul(S::load(row.table.as_ptr()), scale),
+        })
+    }
+}
+
 /// Unpacks a stream of codes, [`unpack_row`] bit for bit. The bytes of all codes are there.
 #[inline(always)]
 pub unsafe fn unpack<S: Simd>(bits: usize, words: &[u8], codes: &mut [u8]) {
@@ -202,6 +261,7 @@ pub unsafe fn turn<S: Simd>(src: *const u8, stride: usize, rows: usize, n: usize
                 let mut v = [S::splat(0.0); LANES];
                 for (i, v) in v.iter_mut().enumerate() {
                     *v = S::load(word(w + i, r).cast());
+                    S::prefetch(word(w + i + 2 * LANES, r).cast());
                 }
                 S::transpose(&mut v);
                 for (i, v) in v.iter().enumerate() {
@@ -213,6 +273,69 @@ pub unsafe fn turn<S: Simd>(src: *const u8, stride: usize, rows: usize, n: usize
             let from = if r < whole_rows { whole_words } else { 0 };
             for w in from..n {
                 dst.add(r * n + w).write_unaligned(word(w, r).read_unaligned());
+            }
+        }
+    }
+}
+
+/// [`crate::pack::layout::across`] bit for bit. Source and destination hold the words.
+#[inline(always)]
+pub unsafe fn across<S: Simd>(src: &[u8], stride: usize, octets: usize, columns: usize, dst: &mut [u32]) {
+    let n = columns.div_ceil(8);
+    let (whole_octets, whole) = (octets / LANES * LANES, columns / 8 / LANES * LANES);
+    unsafe {
+        let mut turned = [[S::isplat(0); LANES]; 8];
+        for j in (0..whole).step_by(LANES) {
+            for o in (0..whole_octets).step_by(LANES) {
+                for jj in 0..LANES {
+                    let mut v = [S::isplat(0); 8];
+                    let at = src.as_ptr().add(4 * (8 * (j + jj) * stride + o));
+                    for (c, v) in v.iter_mut().enumerate() {
+                        *v = S::iload(at.wrapping_add(c.wrapping_mul(stride).wrapping_mul(4)).cast());
+                        S::prefetch(at.wrapping_add((c + 32).wrapping_mul(stride).wrapping_mul(4)));
+                    }
+                    turn_nibbles::<S>(&mut v);
+                    for (turned, v) in turned.iter_mut().zip(v) {
+                        turned[jj] = v;
+                    }
+                }
+                for (turned, row) in turned.iter().zip(ACROSS) {
+                    let mut v = [S::splat(0.0); LANES];
+                    for (v, turned) in v.iter_mut().zip(turned) {
+                        *v = S::from_bits(*turned);
+                    }
+                    S::transpose(&mut v);
+                    for (l, v) in v.iter().enumerate() {
+                        S::store(dst.as_mut_ptr().add((8 * (o + l) + row) * n + j).cast(), *v);
+                    }
+                }
+            }
+        }
+    }
+    across_part(src, stride, 0..whole_octets, whole..n, columns, dst);
+    across_part(src, stride, whole_octets..octets, 0..n, columns, dst);
+}
+
+/// Exchanges word and nibble: nibble `i` of word `k` becomes nibble `k` of word `i`, in every lane.
+#[inline(always)]
+unsafe fn turn_nibbles<S: Simd>(v: &mut [S::I; 8]) {
+    unsafe {
+        swap::<S, 16>(v, 4, 0x0000_FFFF);
+        swap::<S, 8>(v, 2, 0x00FF_00FF);
+        swap::<S, 4>(v, 1, 0x0F0F_0F0F);
+    }
+}
+
+/// Exchanges the upper parts of word `k` (those that `mask` does not have) with the lower parts of word `k + apart`.
+#[inline(always)]
+unsafe fn swap<S: Simd, const BITS: i32>(v: &mut [S::I; 8], apart: usize, mask: i32) {
+    for k in 0..8 {
+        if k & apart == 0 {
+            unsafe {
+                let moved = S::ixor(S::ishr::<BITS>(v[k]), v[k + apart]);
+                let moved = S::iand(moved, S::isplat(mask));
+                v[k + apart] = S::ixor(v[k + apart], moved);
+                v[k] = S::ixor(v[k], S::ishl::<BITS>(moved));
             }
         }
     }
