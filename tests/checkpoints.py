@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+import subbyte
+from subbyte.convert.manifest import manifest_path
 from subbyte.io.safetensors import write_safetensors
 
 TESTS = Path(__file__).parent
@@ -141,4 +143,11 @@ def checkpoint(
     write_safetensors(folder / "model.safetensors", llama_tensors() if data is None else data)
     for name, body in (files or {}).items():
         (folder / name).write_text(body if isinstance(body, str) else json.dumps(body))
+    return folder
+
+
+def quantized_checkpoint(folder: Path, to: str, source: Path = SMALL_LLAMA, **settings: Any) -> Path:
+    """A checkpoint folder quantized from floats, without the manifest of its conversion."""
+    subbyte.convert(source, folder, to=to, **settings)
+    manifest_path(folder).unlink()
     return folder

@@ -36,7 +36,9 @@ _EXAMPLES = {
   subbyte inspect small-llama.gguf --tensors
   subbyte inspect small-llama.gguf blk.0.attn_q.weight""",
     "verify": """\
-  subbyte verify small-llama.gguf --against examples/small-llama""",
+  subbyte verify small-llama.gguf --against examples/small-llama
+  subbyte verify small-llama-gptq --against examples/small-llama
+  subbyte verify small-llama-mlx --against small-llama-gptq""",
     "report": """\
   subbyte report small-llama.gguf
   subbyte report small-llama.gguf --against examples/small-llama --html report.html --csv report.csv""",

@@ -242,14 +242,30 @@ class LayerRows(Rows):
         return [] if self.held is None or self.type != "NVFP4" else [self.held.scale]
 
 
-def layer_rows(layers: Layers, name: str) -> Rows:
-    """The rows of a layer in the type that holds its codes, F32 where none does."""
+def layer_of(rows: Rows) -> tuple[Layers, str]:
+    """The layer whose floats `float_rows` gave: its checkpoint and its name."""
+    if isinstance(rows, Selected):
+        rows = rows.source
+    if not isinstance(rows, LayerRows):
+        raise TypeError(f"expected the rows of a layer, found {rows!r}")
+    return rows.layers, rows.name
+
+
+def float_rows(layers: Layers, name: str) -> Rows:
+    """The rows of a layer as F32."""
     layer = layers[name]
     if layer.transposed:
         *leading, rows, columns = layer.shape
         stored = LayerRows(layers, name, (*leading, columns, rows), "F32")
         return Selected(stored, (prod(leading), columns, rows), (slice(None), slice(None)), swapped=True)
-    floats = LayerRows(layers, name, layer.shape, "F32")
+    return LayerRows(layers, name, layer.shape, "F32")
+
+
+def layer_rows(layers: Layers, name: str) -> Rows:
+    """The rows of a layer in the type that holds its codes, F32 where none does."""
+    floats = float_rows(layers, name)
+    if not isinstance(floats, LayerRows):
+        return floats
     for type in _candidates(layers.look(name)):
         found = floats.as_type(type)
         if found is not None and found.held is not None and found.held.grade.kind != "rounded":

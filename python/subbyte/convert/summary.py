@@ -194,7 +194,7 @@ def report(
             manifest = None
             warnings.append("the file was changed after its manifest was written: the manifest is left out")
     made = None if manifest is None else Report.from_json(manifest.report)
-    rows = {row.name: row for row in made.tensors} if made else {}
+    rows = {row.layer or row.name: row for row in reversed(made.tensors)} if made else {}
     checked = None if against is None else verify(path, against, progress=progress)
     errors = {row.name: row for row in checked.tensors} if checked else {}
     entries = [_entry(recipe, rows.get(recipe.name), errors.get(recipe.name)) for recipe in stored_recipes(path)]
@@ -232,8 +232,8 @@ def _files(path: Path) -> list[Path]:
 def _entry(recipe: Recipe, row: Row | None, error: Comparison | None) -> Entry:
     size = recipe.source_nbytes
     bits = 8 * size / recipe.elements if recipe.elements else 0.0
-    entry = Entry(recipe.name, ROLES[tensor_class(recipe.name)], layer_number(recipe.name), recipe.type, recipe.shape,
-                  recipe.elements, size, bits)  # fmt: skip
+    entry = Entry(recipe.name, ROLES[tensor_class(recipe.name)], layer_number(recipe.name), recipe.content.stored,
+                  recipe.shape, recipe.elements, size, bits)  # fmt: skip
     if row is not None:
         entry = replace(entry, source_type=row.source_type, source_nbytes=row.source_nbytes, kind=row.kind,
                         seconds=row.seconds, sha256=row.sha256)  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from subbyte.convert.layers import Layers, layer_of
 from subbyte.convert.manifest import combined, digest, read_manifest
-from subbyte.convert.recipe import Recipe
+from subbyte.convert.measure import Errors, Stored, bits_of
+from subbyte.convert.recipe import Recipe, computed
 from subbyte.convert.report import Report, Row, finite, table
-from subbyte.convert.source import is_checkpoint, is_gguf, open_source, stored_tensor
-from subbyte.convert.types import FLOATS, piece_columns, quantized
+from subbyte.convert.rows import Rows
+from subbyte.convert.source import Source, is_checkpoint, is_gguf, open_source, stored_tensor
+from subbyte.convert.types import piece_columns, quantized
 from subbyte.convert.units import CHUNK
-from subbyte.convert.values import first_invalid_block, kind, to_float32
-from subbyte.errors import Error, UnsupportedError, warn
+from subbyte.convert.values import first_invalid_block, kind
+from subbyte.errors import CorruptError, Error, FormatError, UnsupportedError, warn
 from subbyte.ggml import TYPES
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, place
-from subbyte.io.safetensors import SafetensorsFile
-from subbyte.layout import can_clip, clipped
 from subbyte.paths import checked_path
-from subbyte.planning.dense import dense_source
+from subbyte.planning.dense import dense_recipes, dense_source
+from subbyte.routes.fit import COMPANIONS, Grade
 
 _MOST_AT_ONCE = 8 * CHUNK
 """Elements of the largest unit that is read at once because a manifest says so."""
@@ -41,8 +44,9 @@ class Comparison:
 
     Attributes:
         name: name in the checked file.
-        type: ggml type, or dtype.
-        kind: relation of the two types (:func:`~subbyte.convert.values.kind`); empty without a source.
+        type: ggml type, or dtype; of a layer of a quantized checkpoint the format in upper case.
+        kind: relation of the two types (:func:`~subbyte.convert.values.kind`), or of a quantized layer what the
+            manifest or the types promise, else what the values show; empty without a source.
         max_error: largest absolute difference.
         rms_error: root of the mean squared difference.
         relative_error: Frobenius norm of the difference over that of the source.
@@ -134,9 +138,10 @@ def verify(
     Checked are the structure (by opening it), that every scale and value is finite, and with ``against``: that both
     have the same tensors in the same shapes, and that the values differ by no more than the type allows. A type of b
     bits fails at a relative error of 2^(2-b), which real weights never come near, or of 1, where zeros would be as
-    close; the same codes, and codes of the same values, must be equal; a float type may differ by half a unit in the
-    last place. Names and row order of a checkpoint
-    are translated. Both sides are read in chunks of a few megabytes.
+    close; the same codes, and codes of the same values, must be equal; where a parameter rounds, values may differ by
+    its bound; a float type may differ by half a unit in the last place. Names and row order of a checkpoint are
+    translated, and both sides may be quantized checkpoints of any format: they are compared as the dense weights that
+    they stand for. Both sides are read in chunks of a few megabytes, quantized layers one at a time.
 
     Where the manifest of :func:`subbyte.convert` is there, the hashes of headers, tensors and small files have to
     agree.
@@ -156,27 +161,24 @@ def verify(
     read = open_source if is_gguf(path) else dense_source
     source = None if origin_path is None else read(origin_path)
     warn(() if source is None else source.warnings)
-    origins = {} if source is None else {recipe.name: recipe for recipe in source.recipes}
     total = sum(recipe.elements for recipe in checked)
-    hashes, failures = _promised(path)
-    proved = hashes is not None
-    hashes = hashes or {}
+    promised = _promised(path)
+    origins = _origins(source, checked)
     how = [f"{sum(recipe.source_nbytes for recipe in checked):,} bytes of tensors: scales and values finite"]
-    how += [f"{len(hashes)} hashes of the manifest"] if hashes else []
+    how += [f"{len(promised.tensors)} hashes of the manifest"] if promised.tensors else []
     how += [] if origin_path is None else [f"values against {origin_path}"]
-    rows, done, known = [], 0, set(hashes)
+    rows, done, failures = [], 0, promised.failures
+    scales = _tensor_scales(checked)
     for recipe in checked:
-        row = _compare(recipe, origins.pop(recipe.name, None), source is not None, hashes.pop(recipe.name, None))
+        row = _compare(recipe, origins.pop(recipe.name, None), source is not None, promised, scales.get(recipe.name))
         done += recipe.elements
-        if proved and recipe.name not in known and not row.failure:
-            row = replace(row, failure="the manifest has no hash of it")
         rows.append(row)
         if row.failure:
             failures.append(f"tensor '{row.name}': {row.failure}")
         if progress is not None:
             progress(done, total, recipe.name)
-    failures += [f"tensor '{name}': missing, the source has it" for name in origins]
-    failures += [f"tensor '{name}': missing, the manifest has it" for name in hashes]
+    failures += [f"tensor '{name}': missing, the source has it" for name in origins if not _is_beside(name)]
+    failures += [f"tensor '{name}': missing, the manifest has it" for name in promised.tensors]
     return Verification(
         path, origin_path, tuple(rows), tuple(failures),
         () if source is None else tuple(source.warnings),
@@ -187,14 +189,14 @@ def verify(
 def stored_recipes(path: Path) -> list[Recipe]:
     """The tensors of a GGUF file, a checkpoint folder or a safetensors file as they are stored.
 
+    The layers of a quantized checkpoint are the dense weights that they stand for, in F32.
+
     Raises:
         UnsupportedError: it is none of these.
         Error: it cannot be opened.
     """
     if is_checkpoint(path):
-        file = SafetensorsFile(path, mmap=False)
-        stored = [stored_tensor(file, name, tensor.dtype) for name, tensor in file.items()]
-        return [Recipe(tensor.name, tensor.shape, tensor) for tensor in stored]
+        return dense_recipes(Layers(path))
     if is_gguf(path):
         model = GgufFile(path, mmap=False)
         return [
@@ -203,17 +205,45 @@ def stored_recipes(path: Path) -> list[Recipe]:
     raise UnsupportedError("expected a GGUF file, a checkpoint folder or a safetensors file", file=path)
 
 
-def _promised(path: Path) -> tuple[dict[str, Row] | None, list[str]]:
-    """What the manifest says of each tensor that it has a hash of, and which files are not what it says.
+@dataclass(slots=True)
+class _Promised:
+    """What the manifest beside the checked file says.
 
-    There are no hashes where there is no manifest that can be read.
+    Attributes:
+        tensors: rows of the tensors that were not checked yet, by name.
+        layers: the first row of each quantized layer, by the name of the dense weight.
+        failures: which files are not what it says.
+        proved: whether there is a manifest that can be read.
     """
+
+    tensors: dict[str, Row] = field(default_factory=dict)
+    layers: dict[str, Row] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    proved: bool = False
+
+    def row(self, recipe: Recipe) -> Row | None:
+        """What is said of a tensor or layer."""
+        return self.tensors.get(recipe.name) or self.layers.get(recipe.name)
+
+    def check(self, rows: Rows, name: str) -> str:
+        """What is wrong with the bytes of a tensor that nothing else reads."""
+        row = self.tensors.pop(name, None)
+        if row is None:
+            return "the manifest has no hash of it" if self.proved else ""
+        hashed = _as_hashed(Recipe(name, rows.shape, rows), row)
+        return "" if combined(_units(hashed, _step(hashed, row))) == row.sha256 else _CHANGED
+
+
+_CHANGED = "its bytes are not those whose hash is in the manifest"
+
+
+def _promised(path: Path) -> _Promised:
     try:
         manifest = read_manifest(path)
     except Error as error:
-        return None, [str(error)]
+        return _Promised(failures=[str(error)])
     if manifest is None:
-        return None, []
+        return _Promised()
     rows = Report.from_json(manifest.report).tensors
     failures = []
     for file, facts in manifest.paths(path).items():
@@ -231,38 +261,9 @@ def _promised(path: Path) -> tuple[dict[str, Row] | None, list[str]]:
     weights = path.glob("*.safetensors") if path.is_dir() else [path]
     unknown = [file.name for file in weights if file not in manifest.paths(path)]
     failures += [f"{name}: the manifest does not have it" for name in sorted(unknown)]
-    return {row.name: row for row in rows if row.sha256}, failures
-
-
-def _compare(recipe: Recipe, origin: Recipe | None, expected: bool, promised: Row | None) -> Comparison:
-    relation = "" if origin is None else kind(origin.type, recipe.type)
-    problem = ""
-    if expected and origin is None:
-        problem = "the source has no such tensor"
-    elif origin is not None and _squeezed(origin.shape) != _squeezed(recipe.shape):
-        problem = f"shape {recipe.shape}, the source has {origin.shape}"
-    measure = None if origin is None or problem else _Errors(origin.type, recipe.type, relation)
-    whole, hashed = recipe, None if promised is None else _as_hashed(recipe, promised)
-    recipe, origin = _in_pieces(recipe, None if measure is None else origin)
-    together = hashed is not None and hashed.columns == recipe.columns
-    units = [] if hashed is None or promised is None or together else _units(hashed, _step(hashed, promised))
-    step = _step(recipe, promised if together else None)
-    for first in range(0, recipe.rows if recipe.elements else 0, step):
-        last = min(first + step, recipe.rows)
-        raw = recipe.read(first, last)
-        if together:
-            units.append(digest(np.ascontiguousarray(raw)))
-        block = first_invalid_block(recipe.type, raw)
-        if block is not None:
-            at = first * recipe.columns + block * TYPES[recipe.type].block
-            problem = problem or f"NaN or infinite at row {at // whole.columns}, column {at % whole.columns}"
-        if measure is not None and origin is not None:
-            measure.add(origin.read(first, last), raw, recipe.columns)
-    if promised is not None and combined(units) != promised.sha256:
-        problem = problem or "its bytes are not those whose hash is in the manifest"
-    if measure is None:
-        return Comparison(recipe.name, recipe.type, relation, failure=problem)
-    return measure.comparison(recipe, relation, problem)
+    hashed = {row.name: row for row in rows if row.sha256}
+    layers = {row.layer: row for row in reversed(rows) if row.layer}
+    return _Promised(hashed, layers, failures, True)
 
 
 def _step(recipe: Recipe, promised: Row | None) -> int:
@@ -295,76 +296,134 @@ def _in_pieces(recipe: Recipe, origin: Recipe | None) -> tuple[Recipe, Recipe | 
     return (recipe, origin) if other is origin else (recipe.cut(columns), other)
 
 
+def _is_beside(name: str) -> bool:
+    """Whether a tensor stands beside a quantized layer, and targets may have no place for it."""
+    return name.rpartition(".")[2] in COMPANIONS
+
+
+def _origins(source: Source | None, checked: Sequence[Recipe]) -> dict[str, Recipe]:
+    """The tensors of the source by name, with the scales that stand beside blocks of NVFP4."""
+    if source is None:
+        return {}
+    found = {recipe.name: recipe for recipe in source.recipes}
+    for recipe in checked:
+        origin = found.get(recipe.name)
+        if recipe.type == "NVFP4" and origin is not None and origin.content.layered:
+            scales = origin.held_as("NVFP4").recipe.content.tensor_scales
+            if scales:
+                name = _scale_name(recipe.name)
+                found[name] = computed(name, np.array(scales, np.float32))
+    return found
+
+
+def _scale_name(name: str) -> str:
+    return f"{name.removesuffix('.weight')}.scale"
+
+
+def _tensor_scales(checked: Sequence[Recipe]) -> dict[str, NDArray[np.float32]]:
+    """What the values of tensors of NVFP4 are multiplied by, by row."""
+    by_name = {recipe.name: recipe for recipe in checked}
+    found = {}
+    for recipe in checked:
+        beside = by_name.get(_scale_name(recipe.name))
+        if recipe.type == "NVFP4" and beside is not None and beside.type == "F32":
+            scales = np.ascontiguousarray(beside.read(0, beside.rows)).view(np.float32).reshape(-1)
+            if scales.size and recipe.rows % scales.size == 0:
+                found[recipe.name] = np.repeat(scales, recipe.rows // scales.size)
+    return found
+
+
+def _compare(
+    recipe: Recipe, origin: Recipe | None, expected: bool, promised: _Promised, scale: NDArray[np.float32] | None
+) -> Comparison:
+    grade = Grade("") if origin is None else _grade(recipe, origin, promised.row(recipe))
+    name = recipe.content.stored
+    try:
+        problem = _hashes(recipe, promised) if recipe.content.layered else ""
+        if expected and origin is None and not _is_beside(recipe.name):
+            problem = problem or "the source has no such tensor"
+        elif origin is not None and _squeezed(origin.shape) != _squeezed(recipe.shape):
+            problem, origin = problem or f"shape {recipe.shape}, the source has {origin.shape}", None
+        measure, found = _measured(recipe, origin, grade, promised, scale)
+    except (FormatError, CorruptError, UnsupportedError) as error:
+        return Comparison(recipe.name, name, grade.kind, failure=error.message)
+    problem = problem or found
+    if measure is None or origin is None:
+        return Comparison(recipe.name, name, grade.kind, failure=problem)
+    kind_ = measure.kind(not (origin.content.layered or quantized(origin.type)))
+    return Comparison(recipe.name, name, kind_, **measure.numbers(), failure=problem or measure.problem(name))
+
+
+def _grade(recipe: Recipe, origin: Recipe, row: Row | None) -> Grade:
+    """What the class of a tensor promises; of an empty kind where only the values can tell."""
+    content = origin.content
+    if not content.layered and not recipe.content.layered:
+        return Grade(kind(origin.type, recipe.type))
+    if row is not None and row.source_type == content.stored:
+        return Grade(row.kind, row.bound)
+    if recipe.content.layered:
+        return Grade("")
+    if quantized(recipe.type):
+        held = origin.held_as(recipe.type)
+        return Grade(held.kind, held.bound)
+    return Grade("exact-value" if recipe.type == "F32" else "rounded")
+
+
+def _hashes(recipe: Recipe, promised: _Promised) -> str:
+    """What is wrong with the bytes of the planes of a layer."""
+    layers, name = layer_of(recipe.content)
+    for plane in layers[name].planes.values():
+        problem = promised.check(stored_tensor(layers.tensors, plane, layers.tensors[plane].dtype), plane)
+        if problem:
+            return f"{plane}: {problem}"
+    return ""
+
+
+def _measured(
+    recipe: Recipe, origin: Recipe | None, grade: Grade, promised: _Promised, scale: NDArray[np.float32] | None
+) -> tuple[Errors | None, str]:
+    """The errors of a tensor against its source, and what is wrong with its bytes and values by themselves."""
+    layered = recipe.content.layered
+    row = None if layered else promised.tensors.pop(recipe.name, None)
+    problem = "the manifest has no hash of it" if row is None and promised.proved and not layered else ""
+    whole, hashed = recipe, None if row is None else _as_hashed(recipe, row)
+    if scale is None:
+        recipe, origin = _in_pieces(recipe, origin)
+    measure = same = before = None
+    if origin is not None:
+        before = origin.content.as_type("F32") if origin.content.layered else origin.content
+        if origin.content.layered and recipe.type in ("F16", "BF16"):
+            same = origin.content.as_type(recipe.type)
+        measure = Errors("F32" if before is None else before.type, _stored(whole, scale), grade)
+    together = hashed is not None and hashed.columns == recipe.columns
+    units = [] if hashed is None or together else _units(hashed, _step(hashed, row))
+    step = _step(recipe, row if together else None)
+    for first in range(0, recipe.rows if recipe.elements else 0, step):
+        last = min(first + step, recipe.rows)
+        raw = recipe.read(first, last)
+        if together:
+            units.append(digest(np.ascontiguousarray(raw)))
+        block = first_invalid_block(recipe.type, raw)
+        if block is not None:
+            at = first * recipe.columns + block * TYPES[recipe.type].block
+            problem = problem or f"NaN or infinite at row {at // whole.columns}, column {at % whole.columns}"
+        if measure is not None and before is not None:
+            rounded = None if same is None else same.read(first, last)
+            measure.add(before.read(first, last), raw, recipe.columns, first, rounded)
+    if row is not None and combined(units) != row.sha256:
+        problem = problem or _CHANGED
+    return measure, problem
+
+
+def _stored(recipe: Recipe, scale: NDArray[np.float32] | None) -> Stored:
+    if not recipe.content.layered:
+        return Stored(recipe.type, bits_of(recipe.type), None, scale)
+    layers, name = layer_of(recipe.content)
+    bits = 8 * recipe.source_nbytes // max(recipe.elements, 1)
+    return Stored("F32", max(bits, 1), None if layers[name].transposed else layers.form(name))
+
+
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape
-
-
-class _Errors:
-    """Running sums over the chunks of two tensors, in float64."""
-
-    def __init__(self, source: str, target: str, relation: str) -> None:
-        self.source, self.target = source, target
-        self.clips = can_clip(target) and relation not in ("exact", "exact-value")
-        self.count = self.clipped = 0
-        self.max = self.noise = self.signal = self.power = self.product = 0.0
-        self.beyond = 0
-
-    def add(self, source: NDArray[np.uint8], target: NDArray[np.uint8], columns: int) -> None:
-        if not all(name in TYPES and TYPES[name].decodes for name in (self.source, self.target)):
-            self.beyond += not np.array_equal(source, target)
-            return
-        stored = to_float32(self.source, source, columns).reshape(-1)
-        if self.clips:
-            self.clipped += clipped(self.target, target, stored)
-        want = stored.astype(np.float64)
-        got = to_float32(self.target, target, columns).reshape(-1).astype(np.float64)
-        with np.errstate(invalid="ignore"):  # infinities are reported as such
-            difference = np.abs(got - want)
-        self.count += want.size
-        self.max = float(np.maximum(self.max, difference.max(initial=0.0)))
-        self.noise += _dot(difference, difference)
-        self.signal += _dot(want, want)
-        self.power += _dot(got, got)
-        self.product += _dot(got, want)
-        self.beyond += int(np.count_nonzero(~(difference <= _half_unit(self.target, self.source, want))))
-
-    def comparison(self, recipe: Recipe, relation: str, problem: str) -> Comparison:
-        relative = math.sqrt(self.noise / self.signal) if self.signal else math.inf if self.noise else 0.0
-        sqnr = -20 * math.log10(relative) if relative else math.inf
-        cosine = (
-            self.product / math.sqrt(self.signal * self.power) if self.signal and self.power else float(not self.noise)
-        )
-        # An encoder of one bit scores up to 0.85 on real weights, unrelated weights score about the root of 2.
-        if quantized(recipe.type) and relation != "exact":
-            limit = min(2.0 ** (2 - _bits(recipe.type)), 1.0)
-            if not relative < limit:
-                problem = problem or f"relative error {relative:.3g}, {recipe.type} stays below {limit:.3g}"
-        elif self.beyond:
-            allowed = "differ by more than rounding" if relation == "rounded" else "differ, equal values are expected"
-            problem = problem or f"{self.beyond:,} elements {allowed}"
-        return Comparison(
-            recipe.name, recipe.type, relation, self.max, math.sqrt(self.noise / max(self.count, 1)), relative,
-            sqnr, min(cosine, 1.0), self.clipped / max(self.count, 1) if self.clips else math.nan, problem,
-        )  # fmt: skip
-
-
-def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """The scalar product in one fixed order: BLAS splits it among its threads, which wait for each other when busy."""
-    return float(np.einsum("i,i->", a, b))
-
-
-def _bits(name: str) -> int:
-    """Whole bits per weight of a type."""
-    return 8 * TYPES[name].block_bytes // TYPES[name].block
-
-
-def _half_unit(target: str, source: str, values: NDArray[np.float64]) -> NDArray[np.float64] | float:
-    """Half a unit in the last place of a float type that the source's values are rounded to; 0 where all fit."""
-    if target not in FLOATS or target in (source, "F32"):
-        return 0.0
-    digits, lowest = (11, -14) if target == "F16" else (8, -126)
-    _, exponents = np.frexp(values)  # |value| < 2^exponent
-    result: NDArray[np.float64] = np.ldexp(0.5, np.maximum(exponents, lowest + 1) - digits)
-    return result

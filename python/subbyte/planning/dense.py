@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from subbyte.convert.hugging import restore
-from subbyte.convert.layers import Layers, layer_rows
+from subbyte.convert.layers import Layers, float_rows
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.source import Source, is_checkpoint, is_gguf, stored_tensor
 from subbyte.convert.types import FLOATS, parse_type
@@ -143,7 +143,7 @@ def _of_checkpoint(src: Place) -> FolderSource:
     for key in ("quantization_config", "quantization"):
         config.pop(key, None)
     tensors = layers.tensors
-    source = Source(src, "safetensors", _recipes(layers), {}, Model("", 0), not_copied=not_copied)
+    source = Source(src, "safetensors", dense_recipes(layers), {}, Model("", 0), not_copied=not_copied)
     source.warnings += layers.notes
     if isinstance(src, RemotePath):
         source.remote = src.versions
@@ -152,12 +152,12 @@ def _of_checkpoint(src: Place) -> FolderSource:
     return source, _own_type((tensor.dtype, tensor.shape) for tensor in tensors.values()), config, small
 
 
-def _recipes(layers: Layers) -> list[Recipe]:
-    """The tensors as they are; quantized layers as the dense weights that they stand for."""
+def dense_recipes(layers: Layers) -> list[Recipe]:
+    """The tensors of a checkpoint as they are; quantized layers as the dense weights that they stand for, in F32."""
     recipes = []
     for name in dict.fromkeys(layers.planes.get(name, name) for name in layers.tensors):
         rows = (
-            layer_rows(layers, name)
+            float_rows(layers, name)
             if name in layers
             else stored_tensor(layers.tensors, name, layers.tensors[name].dtype)
         )
