@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any
