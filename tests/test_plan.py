@@ -334,7 +334,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, to: str) -> None:
         assert peaks[-1] <= plan.peak_memory
         for path in tmp_path.glob("out.gguf*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert max(peaks) < 1.1 * min(peaks), peaks
+    assert max(peaks) < min(peaks) + (32 << 20), peaks  # what allocators and threads make of it varies
 
 
 def _plan_file(folder: Path, source: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
