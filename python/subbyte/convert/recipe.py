@@ -112,6 +112,11 @@ class Recipe:
             raise UnsupportedError(f"cannot become {target}", tensor=self.name)
         return Held(replace(self, content=floats), "requantized", content.misfit(target))
 
+    def in_blocks(self) -> Recipe:
+        """The recipe that gives the blocks which the tensor's values are from; the same where there are none."""
+        found = None if self.content.layered else self.content.in_blocks()
+        return self if found is None else replace(self, content=found)
+
     @property
     def ranges(self) -> list[ByteRange]:
         """The parts of the source files that the tensor needs."""

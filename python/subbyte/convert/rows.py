@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from math import prod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subbyte.convert.types import Raw, nbytes
+from subbyte.convert.types import Raw, nbytes, quantized
 from subbyte.convert.values import to_float32
 from subbyte.errors import FormatError
 from subbyte.ggml import TYPES
@@ -108,6 +108,11 @@ class Rows(ABC):
         """The scale of the whole tensor of each layer, where blocks of NVFP4 need one beside them."""
         return []
 
+    def in_blocks(self) -> Rows | None:
+        """The blocks of a ggml type that these rows are the values of; None where they are of no such type, or not
+        whole rows of it."""
+        return self if quantized(self.type) else None
+
     def as_type(self, type: str) -> Rows | None:
         """The rows of a quantized layer with its codes in blocks of ``type``, or its values as floats; else None."""
         return None
@@ -149,6 +154,32 @@ class SourceTensor(Rows):
 
 
 @dataclass(frozen=True, eq=False)
+class Blocks(Rows):
+    """The blocks of rows as bytes."""
+
+    source: Rows
+    type: ClassVar[str] = "U8"  # type: ignore[misc]
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (*self.source.shape[:-1], self.source.row_bytes)
+
+    @property
+    def ranges(self) -> list[ByteRange]:
+        return self.source.ranges
+
+    @property
+    def stored(self) -> str:
+        return self.source.stored
+
+    def read(self, start: int, stop: int) -> Raw:
+        return self.source.read(start, stop)
+
+    def place(self, row: int, column: int) -> Place:
+        return self.source.place(row, 0)
+
+
+@dataclass(frozen=True, eq=False)
 class _View(Rows):
     source: Rows
 
@@ -183,7 +214,10 @@ class _View(Rows):
         return self.source.misfit(type)
 
     def as_type(self, type: str) -> Rows | None:
-        source = self.source.as_type(type)
+        return self._over(self.source.as_type(type))
+
+    def _over(self, source: Rows | None) -> Rows | None:
+        """The same view of other rows."""
         return None if source is None else replace(self, source=source)
 
 
@@ -210,6 +244,9 @@ class Reshaped(_View):
 
     shape: tuple[int, ...]
 
+    def in_blocks(self) -> Rows | None:
+        return self._over(self.source.in_blocks()) if self.columns == self.source.columns else None
+
     def read(self, start: int, stop: int) -> Raw:
         size, inner = self.row_bytes, self.source.row_bytes
         if size == inner:
@@ -228,6 +265,9 @@ class Reordered(_View):
     """Row ``i`` is row ``order[i]`` of the source."""
 
     order: NDArray[np.int64]
+
+    def in_blocks(self) -> Rows | None:
+        return self._over(self.source.in_blocks())
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -289,8 +329,14 @@ class Selected(_View):
         return self.source.place(matrix * self.view[1] + rows[row], columns[column])
 
     def as_type(self, type: str) -> Rows | None:
-        whole = not self.swapped and len(self._kept[1]) == self.view[2]
-        return super().as_type(type) if whole or TYPES[type].block == 1 else None
+        return super().as_type(type) if self._whole_rows or TYPES[type].block == 1 else None
+
+    def in_blocks(self) -> Rows | None:
+        return self._over(self.source.in_blocks()) if self._whole_rows else None
+
+    @property
+    def _whole_rows(self) -> bool:
+        return not self.swapped and len(self._kept[1]) == self.view[2]
 
     def _columns(self, raw: Raw) -> NDArray[np.void]:
         """The wanted columns of stored rows, as elements without a meaning."""
@@ -455,6 +501,9 @@ class Decoded(_View):
         source = self.source.cut(columns)
         return None if source is None else replace(self, source=source)
 
+    def in_blocks(self) -> Rows | None:
+        return self.source.in_blocks()
+
     def read(self, start: int, stop: int) -> Raw:
         values = to_float32(self.source.type, self.source.read(start, stop), self.columns)
         return values.view(np.uint8).reshape(stop - start, -1)
@@ -465,6 +514,9 @@ class Shifted(Decoded):
     """The values with a constant added, as F32. The sum of F16 values is rounded to F16, as the original does."""
 
     addend: float
+
+    def in_blocks(self) -> Rows | None:
+        return None
 
     def read(self, start: int, stop: int) -> Raw:
         values = super().read(start, stop).view(np.float32)

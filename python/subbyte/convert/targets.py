@@ -15,16 +15,18 @@ from subbyte import planes as _planes
 from subbyte.arrays import as_bytes
 from subbyte.convert.layers import Kept, LayerRows
 from subbyte.convert.recipe import Recipe
-from subbyte.convert.rows import ByteRange, Place, Rows, Selected, SourceTensor
-from subbyte.convert.types import Raw, nbytes
+from subbyte.convert.rows import Blocks, ByteRange, Place, Rows, Selected, SourceTensor
+from subbyte.convert.source import stored_tensor
+from subbyte.convert.types import Raw, nbytes, quantized
 from subbyte.convert.values import to_float32
 from subbyte.errors import Error, FormatError
-from subbyte.formats import checkpoint_format
+from subbyte.formats import CodecFormat, checkpoint_format, get_format
 from subbyte.forms import Form
 from subbyte.forms.sample import sample, signature
+from subbyte.ggml import PLANE
 from subbyte.planes import Plane
 from subbyte.routes import blocks
-from subbyte.routes.fit import COMPANIONS, MisfitError, Target
+from subbyte.routes.fit import COMPANIONS, MisfitError, Stored, Target
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 """Element type and shape by plane."""
@@ -56,6 +58,12 @@ def _layer_rows(recipe: Recipe) -> LayerRows | None:
     return content if isinstance(content, LayerRows) else None
 
 
+def transposed(recipe: Recipe) -> bool:
+    """Whether the axes of a tensor are exchanged against those of its form."""
+    layer = _layer_rows(recipe)
+    return layer is not None and layer is not recipe.content
+
+
 def values_of(recipe: Recipe) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The values of a recipe's tensor: float32, of its shape."""
     content = recipe.content.as_type("F32") if recipe.content.layered else recipe.content
@@ -63,6 +71,28 @@ def values_of(recipe: Recipe) -> np.ndarray[Any, np.dtype[np.float32]]:
         content = recipe.content
     raw = content.read(0, content.rows)
     return to_float32(content.type, raw, content.columns).reshape(recipe.shape)
+
+
+def kept_planes(recipe: Recipe) -> tuple[Stored, dict[str, Rows]] | None:
+    """A quantized layer as the source stores it, and its planes; None for floats, and for layers put together anew.
+
+    ``params`` are ``format``, the id of its format, and ``params``, what that format takes.
+    """
+    layer = _layer_rows(recipe)
+    if layer is None:
+        if recipe.content.layered or not quantized(recipe.type):
+            return None
+        found = {"format": f"gguf.{recipe.type.lower()}", "params": {}}
+        return Stored(found, recipe.shape, (PLANE,)), {PLANE: Blocks(recipe.content)}
+    own, tensors = layer.layers[layer.name], layer.layers.tensors
+    id = own.format or layer.layers.format or ""
+    params = {} if isinstance(get_format(id), CodecFormat) else dict(own.params)
+    planes: dict[str, Rows] = {
+        plane: stored_tensor(tensors, name, tensors[name].dtype)
+        for plane, name in own.planes.items()
+        if plane not in COMPANIONS
+    }
+    return Stored({"format": id, "params": params}, layer.shape, tuple(planes), own.transposed), planes
 
 
 def companions_of(recipe: Recipe) -> dict[str, Plane]:

@@ -189,7 +189,6 @@ def read_layer(id: str, layer: Layer, planes: Mapping[str, Plane]) -> Form:
         ArgumentError, UnsupportedError: as `Format.read`.
     """
     form = get_format(layer.format or id).read(planes, layer.params)
-    expected = (*layer.shape[:-2], layer.shape[-1], layer.shape[-2]) if layer.transposed else layer.shape
-    if form.shape != expected:
-        raise FormatError(f"the planes hold a weight {list(form.shape)}: expected {list(expected)}")
+    if form.shape != layer.own_shape:
+        raise FormatError(f"the planes hold a weight {list(form.shape)}: expected {list(layer.own_shape)}")
     return form

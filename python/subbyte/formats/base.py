@@ -36,6 +36,11 @@ class Layer:
     transposed: bool = False
     format: str | None = None
 
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """The shape of what `Format.read` gives."""
+        return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.transposed else self.shape
+
 
 @dataclass(slots=True)
 class Folder:

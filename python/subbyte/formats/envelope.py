@@ -40,6 +40,7 @@ all missing while its dense weight is there is read as dense, and reported. A re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from subbyte.arrays import Array
@@ -135,13 +136,13 @@ def _layer(name: str, entry: Mapping[str, Any], default: _Scheme | None) -> Laye
     else:
         scheme = default
     shape = _shape(name, entry.get("shape"))
-    params = {"shape": list(shape), **scheme.params} if _is_codec(scheme.format) else scheme.params
     module = name.removesuffix(".weight")
     planes = {plane: f"{module}.{plane}" for plane in scheme.planes}
     transposed = setting_bool(entry, "transposed", False)
     if transposed and len(shape) < 2:
         raise FormatError(f"layers['{name}'] is transposed and has shape {list(shape)}: expected a matrix")
-    return Layer(name, shape, planes, params, transposed, scheme.format)
+    layer = Layer(name, shape, planes, scheme.params, transposed, scheme.format)
+    return replace(layer, params={**scheme.params, "shape": layer.own_shape}) if _is_codec(scheme.format) else layer
 
 
 def _shape(name: str, found: Any) -> tuple[int, ...]:

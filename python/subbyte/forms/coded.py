@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,10 @@ class Coded(Form):
         """The blocks of a ggml type: uint8, (rows, bytes of a row)."""
         found: NDArray[np.uint8] = self.planes[PLANE]
         return found
+
+    def first(self, rows: int, shape: tuple[int, ...]) -> Coded:
+        """The first rows of blocks of a ggml type, as a weight of another shape."""
+        return replace(self, shape=shape, planes={PLANE: self.blocks[:rows]})
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self.decode_rows(rows)

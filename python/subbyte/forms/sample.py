@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
 from subbyte.forms.base import Form
+from subbyte.forms.coded import Coded
 from subbyte.forms.codes import Codes
 from subbyte.forms.dual import DualScaled
 from subbyte.forms.scaled import BlockScaled
@@ -30,6 +32,9 @@ def sample(form: Form, matrices: int, rows: int) -> Form | None:
     if len(form.shape) > 3 or getattr(form, "stored", None):
         return None
     count = matrices * rows
+    if isinstance(form, Coded):
+        leading = (matrices,) if len(form.shape) == 3 else ()
+        return None if form.ggml_type is None else form.first(count, (*leading, rows, form.columns))
     changed: dict[str, Any] = {"shape": (*((matrices,) if len(form.shape) == 3 else ()), rows, form.columns)}
     for field in fields(form):  # type: ignore[arg-type]
         value = getattr(form, field.name)
@@ -84,6 +89,8 @@ def signature(form: Form) -> Signature:
             return value.bits, value.shape
         if isinstance(value, Form):
             return signature(value)
+        if isinstance(value, Mapping):
+            return tuple((name, of(part)) for name, part in value.items())
         return repr(value)
 
     return (type(form).__name__, *(of(getattr(form, field.name)) for field in fields(form)))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ as a layer is a matrix inside a block of the model. Everything else stays as the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,19 @@ import numpy as np
 
 from subbyte.convert.layers import Kept
 from subbyte.convert.recipe import Recipe
+from subbyte.convert.rows import Rows
 from subbyte.convert.source import Source
-from subbyte.convert.targets import PlaneRows, TargetLayer, companions_of, form_of, held, moved_shapes, shapes
+from subbyte.convert.targets import (
+    PlaneRows,
+    TargetLayer,
+    companions_of,
+    form_of,
+    held,
+    kept_planes,
+    moved_shapes,
+    shapes,
+    transposed,
+)
 from subbyte.convert.types import FLOATS, quantized
 from subbyte.errors import ArgumentError, Error
 from subbyte.io.remote import Place
@@ -63,8 +74,9 @@ def plan_checkpoint(
     source, own, config, small = folder_source(src)
     if strict and source.warnings:
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
-    planned = _Planned(target, options, source)
-    tensors = [tensor for recipe in source.recipes for tensor in planned.tensors_of(recipe, own)]
+    recipes = [recipe.in_blocks() for recipe in source.recipes]
+    planned = _Planned(target, options, source, recipes)
+    tensors = [tensor for recipe in recipes for tensor in planned.tensors_of(recipe, own)]
     tensors += planned.companions()
     if planned.again and not lossy:
         listed = "; ".join(f"'{name}': {why}" for name, why in planned.again[:3])
@@ -92,7 +104,7 @@ def plan_checkpoint(
 class _Planned:
     """What becomes of the tensors of a source, one after the other."""
 
-    def __init__(self, target: Target, options: Mapping[str, Any], source: Source) -> None:
+    def __init__(self, target: Target, options: Mapping[str, Any], source: Source, recipes: Sequence[Recipe]) -> None:
         self.target, self.options = target, options
         self.kept = Kept()
         self.layers: dict[str, Stored] = {}
@@ -100,7 +112,7 @@ class _Planned:
         self.left_out = source.left_out
         self.dense: list[str] = []
         self.again: list[tuple[str, str]] = []
-        self.from_floats = not any(recipe.content.layered or quantized(recipe.type) for recipe in source.recipes)
+        self.from_floats = not any(recipe.content.layered or quantized(recipe.type) for recipe in recipes)
 
     def tensors_of(self, recipe: Recipe, own: str) -> list[TensorPlan]:
         """The tensors that one tensor of the source becomes."""
@@ -108,6 +120,8 @@ class _Planned:
             raw = np.ascontiguousarray(recipe.read(0, recipe.rows))
             self.beside[recipe.name] = stored(raw.reshape(-1), recipe.type, recipe.shape)
             return []
+        if self.target.keeps:
+            return self._kept(recipe, own)
         form = form_of(recipe, look=True)
         fit: Fit | None = None
         why, bound = "", 0.0
@@ -123,23 +137,39 @@ class _Planned:
         elif not (self.from_floats and _is_matrix(recipe)):
             return self._dense(recipe, own)
         self.beside |= companions_of(recipe)
-        dense_shape = recipe.shape if form is None else form.shape
         scale = recipe.type if recipe.type in FLOATS and not recipe.content.layered else own
         if fit is not None:
             params, kind, why, bound = fit.params, fit.kind, fit.grade.reason, fit.bound
             found = moved_shapes(self.target, params, fit.form)
+            stored_as = Stored(params, fit.form.shape, tuple(found), transposed(recipe))
         else:
-            params = self.target.params(self.options, dense_shape)
+            params = self.target.params(self.options, recipe.shape)
             kind = "quantized" if self.from_floats else "requantized"
-            found = shapes(self.target, params, dense_shape, scale)
+            found = shapes(self.target, params, recipe.shape, scale)
+            stored_as = Stored(params, recipe.shape, tuple(found))
         layer = TargetLayer(self.target, recipe, params, self.options, fit is not None, scale, self.kept)
-        self.layers[recipe.name] = Stored(params, dense_shape)
+        self.layers[recipe.name] = stored_as
+        planes = {plane: PlaneRows(layer, plane, type, shape) for plane, (type, shape) in found.items()}
+        return self._planes(recipe, planes, kind, why, bound)
+
+    def _kept(self, recipe: Recipe, own: str) -> list[TensorPlan]:
+        """A layer in the format that the source has it in."""
+        found = kept_planes(recipe)
+        if found is None:
+            return self._dense(recipe, own)
+        self.beside |= companions_of(recipe)
+        self.layers[recipe.name], planes = found
+        return self._planes(recipe, planes, "exact")
+
+    def _planes(
+        self, recipe: Recipe, planes: Mapping[str, Rows], kind: str, why: str = "", bound: float = 0.0
+    ) -> list[TensorPlan]:
+        """The planes of a layer as tensors."""
         planned: list[TensorPlan] = []
-        for plane, (type, shape) in found.items():
-            rows = PlaneRows(layer, plane, type, shape)
-            name = self.target.tensor(recipe.name, plane)
+        for plane, rows in planes.items():
+            made = Recipe(self.target.tensor(recipe.name, plane), rows.shape, rows)
             part = Part(recipe.name, recipe.elements, 0 if planned else recipe.source_nbytes)
-            planned.append(TensorPlan(Recipe(name, shape, rows), type, shape, kind, None, why, bound, part))
+            planned.append(TensorPlan(made, rows.type, rows.shape, kind, None, why, bound, part))
         return planned
 
     def companions(self) -> list[TensorPlan]:

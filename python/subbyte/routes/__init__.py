@@ -1,6 +1,7 @@
 """Routes between formats: the best class a conversion can have, decided by the actual values.
 
-A target is a format id, perhaps with a variant: ``gptq``, ``gptq.v2``.
+A target is a format id, perhaps with a variant: ``gptq``, ``gptq.v2``. ``subbyte`` before another one, or before the id
+of a ggml type, stores the same in subbyte's own layout: ``subbyte.gptq.v2``, ``subbyte.gguf.q4_k``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from subbyte.errors import ArgumentError
+from subbyte.formats.envelope import ID
 from subbyte.routes.compressed import CompressedTensors
+from subbyte.routes.envelope import BLOCK_TYPES, Blocks, Enveloped, Kept
 from subbyte.routes.fit import Target
 from subbyte.routes.integer import Awq, Gptq, Mlx
 
@@ -28,15 +31,29 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 def target_ids() -> list[str]:
     """The targets that are checkpoint formats, with their variants."""
-    return sorted({*_TARGETS, *_VARIANTS})
+    enveloped = (f"{ID}.gguf.{type.lower()}" for type in BLOCK_TYPES)
+    return sorted({*_TARGETS, *_VARIANTS, ID, *enveloped})
 
 
 def find_target(to: str) -> tuple[Target, dict[str, Any]] | None:
     """The target called ``to``, and the settings that its variant stands for; None where there is none."""
     id = to if to in _TARGETS else to.partition(".")[0]
+    if id == ID:
+        return _enveloped(to.removeprefix(ID))
     if id not in _TARGETS or (to != id and to not in _VARIANTS):
         return None
     return _TARGETS[id], dict(_VARIANTS.get(to, {}))
+
+
+def _enveloped(inner: str) -> tuple[Target, dict[str, Any]] | None:
+    """The target ``subbyte`` followed by ``inner``."""
+    if not inner:
+        return Kept(), {}
+    type = inner.removeprefix(".gguf.").upper()
+    if type in BLOCK_TYPES:
+        return Enveloped(Blocks(type)), {}
+    found = None if inner[1:].startswith(ID) else find_target(inner[1:])
+    return None if found is None else (Enveloped(found[0]), found[1])
 
 
 def checked_settings(target: Target, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,11 +107,13 @@ class Target(ABC):
         id: its format id.
         options: what can be set with ``--set``.
         whole: the sizes of planes do not grow by steps with the rows of the weight.
+        keeps: layers stay in the format that the source has them in.
     """
 
     id: ClassVar[str]
     options: ClassVar[Mapping[str, Option]]
     whole: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
@@ -183,12 +185,16 @@ class Stored:
 
     Attributes:
         params: the format's parameters.
-        shape: of the weight.
+        shape: of the weight, as its format has it.
+        planes: names of its planes.
+        transposed: the dense weight has its last two axes exchanged.
         beside: last parts of the names of the `Companion` tensors of its module.
     """
 
     params: Mapping[str, Any]
     shape: tuple[int, ...]
+    planes: tuple[str, ...] = ()
+    transposed: bool = False
     beside: frozenset[str] = frozenset()
 
 
