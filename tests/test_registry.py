@@ -135,7 +135,7 @@ def test_plugin_cannot_replace_a_built_in_codec(install):
 
 
 def test_format_ids():
-    with pytest.raises(subbyte.UnsupportedError, match="'kv.kivi' is not supported yet"):
+    with pytest.raises(subbyte.UnsupportedError, match=r"'kv\.kivi' is not supported yet"):
         subbyte.decode("kv.kivi", {})
     for id in ("gguf.q4_2", "gguf.q4_0_4_4", "gguf.i32"):
         with pytest.raises(subbyte.UnsupportedError):

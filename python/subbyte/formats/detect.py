@@ -18,7 +18,7 @@ METHODS = {
     "hqq": "hqq", "torchao": "torchao", "quanto": "quanto", "fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp8": "fp8",
     "mxfp4": "mxfp4", "modelopt": "modelopt", "bitnet": "bitnet", "sinq": "sinq", "gemma": "gemma",
     "metal": "mlx", "matgptq_quant": "matquant", "qqq": "qqq", "subbyte": "subbyte",
-    "aqlm": "aqlm", "vptq": "vptq", "spqr": "spqr", "squeezellm": "squeezellm",
+    "aqlm": "aqlm", "vptq": "vptq", "spqr": "spqr", "higgs": "higgs", "squeezellm": "squeezellm",
 }  # fmt: skip
 
 #: Side file, key of the settings in it ("" for the whole file), format id.
@@ -104,6 +104,8 @@ def by_names(source: SafetensorsFile) -> str | None:
             return "squeezellm"
         elif last == "dense_weights" and f"{module}.col_vals" in source:
             return "spqr"
+        elif last == "tables2":
+            return "higgs"
         elif last == "weight_packed" or (last == "bitmask" and f"{module}.compressed" in source):
             return "compressed-tensors"
         elif last == "absmax" or (last == "SCB" and f"{module}.weight" in source):

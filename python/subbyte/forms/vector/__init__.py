@@ -2,9 +2,10 @@
 
 from subbyte.forms.vector.additive import Additive, Book
 from subbyte.forms.vector.bilevel import Bilevel
-from subbyte.forms.vector.columns import Beside, ColumnAffine, Ordered
+from subbyte.forms.vector.columns import Beside, ColumnAffine, Ordered, Stacked
 from subbyte.forms.vector.indices import ArrayIndices, BitIndices, Indices, StreamIndices
 from subbyte.forms.vector.outliers import AddedRows, Outliers
+from subbyte.forms.vector.rotated import Rotated
 
 __all__ = [
     "AddedRows",
@@ -18,5 +19,7 @@ __all__ = [
     "Indices",
     "Ordered",
     "Outliers",
+    "Rotated",
+    "Stacked",
     "StreamIndices",
 ]

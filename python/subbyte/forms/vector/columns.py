@@ -1,4 +1,4 @@
-"""Columns of other forms: side by side, in another order, scaled and shifted (VPTQ, SpQR, Q-Palette)."""
+"""Other forms put together, and their columns in another order, scaled and shifted (VPTQ, SpQR, Q-Palette)."""
 
 from __future__ import annotations
 
@@ -33,6 +33,37 @@ class Beside(Form):
 
     def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
         return np.concatenate([part.rounded_values(rows, kind) for part in self.parts], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked(Form):
+    """Weights of the same columns, one above the other.
+
+    Attributes:
+        parts: from top to bottom.
+    """
+
+    shape: tuple[int, ...]
+    parts: tuple[Form, ...]
+
+    def __post_init__(self) -> None:
+        if sum(part.rows for part in self.parts) != self.rows or any(p.columns != self.columns for p in self.parts):
+            raise FormatError(f"parts of shapes {[list(p.shape) for p in self.parts]} do not make {list(self.shape)}")
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        return np.concatenate([part.values(chosen) for part, chosen in self._chosen(rows)])
+
+    def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        return np.concatenate([part.rounded_values(chosen, kind) for part, chosen in self._chosen(rows)])
+
+    def _chosen(self, rows: slice) -> list[tuple[Form, slice]]:
+        start, stop, _ = rows.indices(self.rows)
+        found, begin = [], 0
+        for part in self.parts:
+            first, last = (min(max(at - begin, 0), part.rows) for at in (start, stop))
+            found.append((part, slice(first, max(first, last))))
+            begin += part.rows
+        return found
 
 
 @dataclass(frozen=True, eq=False)
