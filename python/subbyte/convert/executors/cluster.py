@@ -34,6 +34,9 @@ from subbyte.planning.output import Plan, TensorPlan
 RETRIES = 3
 """How often a task is done again whose process or machine died: what kills every process is in the source."""
 
+TIMEOUT = 10.0
+"""Seconds in which the cluster has to answer; Ray itself would try for minutes."""
+
 MOST_TOGETHER = 256 << 20
 """Bytes of the units of one task."""
 
@@ -119,6 +122,7 @@ def _connected(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
     before = signal.getsignal(signal.SIGTERM)
     try:
         try:
@@ -130,6 +134,17 @@ def _connected(ray: Any) -> Iterator[None]:
         ray.shutdown()
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray sets its own
+
+
+def _check_address(address: str) -> None:
+    """Raises `IoError` where nothing answers; an address without a port (``auto``) is left to Ray."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
+    except (OSError, OverflowError) as error:
+        raise IoError(f"no Ray cluster answers at RAY_ADDRESS={address}: {one_line(error)}") from None
 
 
 def _threads(ray: Any) -> int:
