@@ -115,6 +115,17 @@ class Format(ABC):
         """The planes of one layer, see `subbyte.encode`."""
         raise UnsupportedError(f"format '{self.id}' cannot encode floats yet")
 
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        """Rows that a range of rows has to be a multiple of, to be encoded to the same codes alone; 0 for all rows.
+
+        A step of 32 keeps the rows of a range in whole words, bytes and tiles of every layout.
+
+        Args:
+            params: the format's parameters.
+            shape: of the weight.
+        """
+        return 0
+
     @abstractmethod
     def read(self, planes: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
         """The layer as a canonical form.

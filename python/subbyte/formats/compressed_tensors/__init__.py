@@ -46,6 +46,7 @@ e2m1 * (scale / global scale): differences are exact, products are rounded once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import lcm
 from typing import Any
 
 from subbyte import planes as _planes
@@ -110,6 +111,16 @@ class CompressedTensors(Format):
             form = floats.encode(source, scheme)
             form = refined(form, source, params, importance) if isinstance(form, Microscaled) else form
         return encoded(self.id, self.write(form, params), source.shape, params)
+
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        config = _settings(params)
+        if len(shape) != 2 or not schemes(config):
+            return 0
+        scheme = choose(config, params.get("group"), {})
+        height, _ = scheme.step(shape[0], shape[1])
+        if scheme.default == "nvfp4-pack-quantized" or scheme.strategy == "tensor":
+            return 0
+        return lcm(height, 32)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         config = _settings(params)

@@ -31,7 +31,7 @@ nearest, ties to even, and clamped.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,15 @@ class Fp8(Format):
         block = _clamped(block_size(config), source.shape) or per_row
         form = _round_blocks(source, _element(config), block, config)
         return encoded(self.id, self.write(form, params), source.shape, params)
+
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        config = _config(params)
+        if len(shape) != 2 or _is_modelopt(params):
+            return 0
+        block = _clamped(block_size(config), shape)
+        if block is None:
+            return 32 if _per_row(config) else 0
+        return lcm(block[0], 32)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         config = _config(params)

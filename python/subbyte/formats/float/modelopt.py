@@ -126,6 +126,11 @@ class ModelOpt(Format):
         form = refined(form, source, params, importance) if isinstance(form, Microscaled) else form
         return encoded(self.id, self.write(form, params), source.shape, params)
 
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        algo, _ = _algo(params)
+        kind = KINDS.get(algo or "")
+        return 32 if kind in ("MXFP4", "MXFP8") or (kind == "INT4" and len(shape) == 2) else 0
+
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         algo, config = _algo(params)
         if isinstance(form, ColumnScaled):

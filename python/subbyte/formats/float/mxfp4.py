@@ -67,6 +67,9 @@ class Mxfp4(Format):
         form = refined(form, source, params, importance)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        return 32
+
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         if not isinstance(form, Microscaled):
             return super().write(form, params)

@@ -204,6 +204,9 @@ class Awq(Format):
         form = Affine((out, columns), packed, float_plane(scales, "F16"), zeros, group_size)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        return 32 if len(shape) == 2 else 0
+
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         config, key = _settings(params)
         version = _version(config)

@@ -120,6 +120,9 @@ class Gptq(Format):
         form = Affine((out, columns), packed, _planes.float_plane(scales, "F16"), zeros, group_size)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        return 32 if len(shape) == 2 else 0
+
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         if not isinstance(form, Affine):
             return super().write(form, params)

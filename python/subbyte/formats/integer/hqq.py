@@ -144,6 +144,12 @@ class Hqq(Format):
         metadata = _metadata((rows, columns), nbits, group, axis, kind, settings)
         return encoded(self.id, _viewed(found, kind, metadata) | metadata, source.shape, params)
 
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        settings = _settings(params)
+        group = settings.get("group_size", 64)
+        by_rows = settings.get("axis", 1) == 1 and isinstance(group, int) and group > 0 and shape[-1] % group == 0
+        return 32 if len(shape) == 2 and by_rows else 0
+
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         if not isinstance(form, FloatZero):
             return super().write(form, params)

@@ -108,6 +108,9 @@ class Mlx(Format):
             form = refined(_round_small_floats(source, mode, params.get("global_scale")), source, params, importance)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        return 32
+
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         config = _config(params)
         mode, bits, group = _layout(config)

@@ -88,6 +88,10 @@ class Quanto(Format):
             form = _encode_bytes(source, "I8" if name == "qint8" else _FLOAT8[name])
         return encoded(self.id, self.write(form, params), source.shape, params)
 
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        packed = _claimed(params) in _PACKED
+        return 32 if len(shape) == 2 and (not packed or "shape" in params) else 0
+
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         if len(form.shape) != 2:
             raise UnsupportedError(f"quanto stores matrices; the weight has shape {list(form.shape)}")

@@ -103,6 +103,13 @@ class TorchAo(Format):
             form = _searched(source, data, kind, params, importance) or writer(source, data, kind, params)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        kind, data, names = _entry(params)
+        if len(shape) != 2 or (kind == "NVFP4Tensor" and "per_tensor_scale" in names):
+            return 0
+        alone = kind in ("MXTensor", "NVFP4Tensor") or _block_size(data, shape)[0] == 1
+        return 32 if alone else 0
+
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         kind, data, names = _entry(params)
         if isinstance(form, Affine) and kind in ("Int8Tensor", "IntxUnpackedToInt8Tensor"):

@@ -105,6 +105,13 @@ class BitsAndBytes(Format):
             form = _encode_table(values, source.kind, kind, block, nested)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
+    def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
+        config = _config(params)
+        if setting_bool(config, "load_in_8bit", False):
+            return 32 if len(shape) == 2 else 0
+        alone = not setting_bool(config, "bnb_4bit_use_double_quant", False)
+        return 32 if alone and shape[-1] % setting_int(params, "blocksize", 64, BLOCK_SIZES) == 0 else 0
+
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         if isinstance(form, BlockScaled):
             return _write_int8(form)
