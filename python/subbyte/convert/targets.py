@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from subbyte import planes as _planes
-from subbyte.arrays import as_bytes
+from subbyte.arrays import Array, as_bytes
 from subbyte.convert.layers import Kept, LayerRows
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.rows import Blocks, ByteRange, Place, Rows, Selected, SourceTensor
@@ -21,6 +21,7 @@ from subbyte.convert.types import Raw, nbytes, quantized
 from subbyte.convert.values import to_float32
 from subbyte.errors import Error, FormatError
 from subbyte.formats import CodecFormat, checkpoint_format, get_format
+from subbyte.formats.ranges import encode_ranges
 from subbyte.forms import Form
 from subbyte.forms.sample import sample, signature
 from subbyte.ggml import PLANE
@@ -62,15 +63,6 @@ def transposed(recipe: Recipe) -> bool:
     """Whether the axes of a tensor are exchanged against those of its form."""
     layer = _layer_rows(recipe)
     return layer is not None and layer is not recipe.content
-
-
-def values_of(recipe: Recipe) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The values of a recipe's tensor: float32, of its shape."""
-    content = recipe.content.as_type("F32") if recipe.content.layered else recipe.content
-    if content is None:
-        content = recipe.content
-    raw = content.read(0, content.rows)
-    return to_float32(content.type, raw, content.columns).reshape(recipe.shape)
 
 
 def kept_planes(recipe: Recipe) -> tuple[Stored, dict[str, Rows]] | None:
@@ -148,10 +140,8 @@ class TargetLayer:
         format = checkpoint_format(self.target.id)
         try:
             if not self.moved:
-                values = _planes.float_plane(values_of(self.recipe), self.kind).array()
                 method = {"method": self.options["method"]} if "method" in self.options else {}
-                encoded = format.encode(values, params={**self.params, **method}, importance=None)
-                return {name: _planes.plane(encoded[name]) for name in encoded}
+                return encode_ranges(format, self._floats(), self.recipe.shape, {**self.params, **method})
             form = form_of(self.recipe)
             if form is None:
                 raise FormatError("floats have no codes to move")
@@ -164,6 +154,17 @@ class TargetLayer:
         except Error as error:
             error.tensor = error.tensor or self.recipe.name
             raise
+
+    def _floats(self) -> Callable[[int, int], Array]:
+        """Reads rows of the source as floats of type ``kind``."""
+        content = self.recipe.content
+        values = (content.as_type("F32") if content.layered else None) or content
+
+        def read(start: int, stop: int) -> Array:
+            found = to_float32(values.type, values.read(start, stop), values.columns)
+            return _planes.float_plane(found, self.kind).array()
+
+        return read
 
 
 @dataclass(frozen=True, eq=False)
