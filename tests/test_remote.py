@@ -296,6 +296,55 @@ def test_passing_failures_are_tried_again(status: int, no_pauses: list[float]) -
     assert no_pauses == [7, 7, 7]
 
 
+def _ends_early(data: bytes, most: int, **headers: str) -> Callable[[Any], bool]:
+    """A server whose connections end after ``most`` bytes."""
+
+    def misbehave(handler: Any) -> bool:
+        start, stop = handler.range()
+        whole = min(stop, len(data)) - start
+        handler.send_response(206)
+        for name, value in {
+            "Content-Length": str(whole),
+            "Content-Range": f"bytes {start}-{start + whole - 1}/{len(data)}",
+            **headers,
+        }.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(data[start : start + min(whole, most)])
+        handler.close_connection = True
+        return True
+
+    return misbehave
+
+
+def test_a_range_goes_on_after_what_came_of_it(no_pauses: list[float]) -> None:
+    data = np.random.default_rng(1).bytes((8 << 20) + 17)
+    with serve({"m.gguf": data}) as server:
+        store = stores.HttpStore(server.url)
+        server.misbehave = _ends_early(data, 1 << 20)
+        assert store.fetch("m.gguf", 5, len(data)) == stores.Part(data[5:], len(data), "")
+        starts = [int(asked.removeprefix("bytes=").split("-")[0]) for _, asked in server.requests]
+        assert starts == [5 + (number << 20) for number in range(9)]
+        assert no_pauses == [stores.PAUSE] * 8
+        server.requests.clear()
+        server.misbehave = _ends_early(data, (1 << 20) - 1)  # too little to count: as if nothing had come
+        with pytest.raises(subbyte.IoError, match=r"after 4 requests: the connection ended after 1048575 of 8388608"):
+            store.fetch("m.gguf", 0, 8 << 20)
+        assert [asked for _, asked in server.requests] == ["bytes=0-8388607"] * 4
+
+
+def test_parts_of_different_files_are_not_joined(no_pauses: list[float]) -> None:
+    old, new = (np.random.default_rng(seed).bytes(4 << 20) for seed in (1, 2))
+    with serve({"m.gguf": new}) as server:
+        first = _ends_early(old, 2 << 20, ETag='"old"')
+        server.misbehave = lambda handler: len(server.requests) == 1 and first(handler)
+        part = stores.HttpStore(server.url).fetch("m.gguf", 0, 4 << 20)
+        assert part.data == new
+        assert [asked for _, asked in server.requests] == [
+            "bytes=0-4194303", "bytes=2097152-4194303", "bytes=0-4194303",
+        ]  # fmt: skip
+
+
 def test_redirects_keep_the_range_and_drop_credentials() -> None:
     with serve({"m.gguf": DATA}) as other, serve({}) as server:
         server.misbehave = broken(lambda h: h.answer(302, Location=other.url + "m.gguf"))

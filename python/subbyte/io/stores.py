@@ -22,11 +22,13 @@ from urllib.parse import quote, urlsplit
 from subbyte.errors import Error, IoError, UnsupportedError, one_line
 
 TRIES = 4
-"""Requests that are made for one range before giving up; the pause before each further one doubles."""
+"""Requests for one range that may fail in a row before giving up; the pause before each further one doubles."""
 PAUSE = 0.5
 """Seconds before the second request."""
 LONGEST_PAUSE = 30
 """Most seconds that a server's ``Retry-After`` is followed."""
+CONTINUED = 1 << 20
+"""Bytes of a range that have to arrive before a connection ends for the next request to go on after them."""
 TIMEOUT = 30.0
 """Seconds in which a server has to answer or to send more."""
 SLOWEST = 1 << 16
@@ -101,11 +103,11 @@ class _RefusedError(Exception):
 
 
 class _FailedError(Exception):
-    """An answer that asking again may mend, after ``pause`` seconds if the server says so."""
+    """An answer that asking again may mend, after ``pause`` seconds if the server says so; ``begun`` is what came."""
 
-    def __init__(self, message: str, pause: float = 0.0) -> None:
+    def __init__(self, message: str, pause: float = 0.0, begun: Part | None = None) -> None:
         super().__init__(message)
-        self.pause = pause
+        self.pause, self.begun = pause, begun
 
 
 class HttpStore(Store):
@@ -126,23 +128,33 @@ class HttpStore(Store):
         self._open = urllib.request.build_opener(_Redirects).open
 
     def fetch(self, name: str, start: int, stop: int) -> Part:
-        wait = PAUSE
-        for attempt in range(TRIES):
+        wait, tries = PAUSE, 0
+        begun: list[Part] = []  # what earlier requests got before their connections ended
+        came = 0
+        while True:
             try:
-                return self._fetch(name, start, stop)
+                part = self._fetch(name, start + came, stop)
+                if begun and part[1:] != begun[0][1:]:
+                    begun, came = [], 0
+                    raise _FailedError("the file changed while it was read")
+                return part._replace(data=b"".join(piece.data for piece in (*begun, part)))
             except _RefusedError as error:
                 raise refused(str(error), self.place(name)) from None
             except (_FailedError, OSError, http.client.HTTPException) as error:
                 if isinstance(error, Error):
                     raise
-                if attempt == TRIES - 1:
+                more = getattr(error, "begun", None)
+                if more is not None and len(more.data) >= CONTINUED and (not begun or more[1:] == begun[0][1:]):
+                    begun.append(more)
+                    came, wait, tries = came + len(more.data), PAUSE, 0
+                tries += 1
+                if tries == TRIES:
                     reason = getattr(error, "reason", None) or error
                     raise refused(
                         f"no success after {TRIES} requests: {reason or type(reason).__name__}", self.place(name)
                     ) from error
                 time.sleep(max(wait, getattr(error, "pause", 0.0)))
                 wait *= 2
-        raise AssertionError("the last request returns or raises")
 
     def _fetch(self, name: str, start: int, stop: int) -> Part:
         headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}"}
@@ -185,38 +197,44 @@ def _part(response: http.client.HTTPResponse, start: int, stop: int) -> Part:
         announced = response.headers.get("Content-Length", str(wanted))
         if announced != str(wanted):
             raise _RefusedError(f"the server announces {announced!r} bytes for a range of {wanted}")
-        body = _body(response, wanted)
+        body, trouble = _body(response, wanted)
+        if len(body) < wanted:
+            came = f"{trouble or 'the connection ended'} after {len(body)} of {wanted} bytes"
+            raise _FailedError(came, begun=Part(body, size, _version(response.headers)))
     elif response.status == 200 and start == 0:
         # The server knows no ranges: fine where the whole file is no more than what was asked for.
         length = response.headers.get("Content-Length", "")
         wanted = int(length) if re.fullmatch(r"[0-9]{1,19}", length) else -1
-        body = b"" if wanted > stop else _body(response, stop)
+        body, trouble = (b"", "") if wanted > stop else _body(response, stop)
         if wanted > stop or len(body) > stop:
             raise _RefusedError("the server does not send ranges, only the whole file: download it and use the copy")
         size = wanted = len(body) if wanted < 0 else wanted
+        if trouble or len(body) < wanted:
+            raise _FailedError(f"{trouble or 'the connection ended'} after {len(body)} bytes")
     else:
         raise _RefusedError(
             f"bytes {start}-{stop - 1} were asked for, the server says {response.status} without a range"
         )
     if len(body) > wanted:
         raise _RefusedError(f"the server sends more than the {wanted} bytes it announces")
-    if len(body) < wanted:
-        raise _FailedError(f"the connection ended after {len(body)} of {wanted} bytes")
     return Part(body, size, _version(response.headers))
 
 
-def _body(response: http.client.HTTPResponse, most: int) -> bytes:
-    """The body, at most one byte more than ``most``: enough to see that it is too long."""
+def _body(response: http.client.HTTPResponse, most: int) -> tuple[bytes, str]:
+    """The body, at most one byte more than ``most``: enough to see that it is too long; and why there is no more."""
     deadline = time.monotonic() + TIMEOUT + most / SLOWEST
     body = bytearray()
     while len(body) <= most:
-        data = response.read1(min(most + 1 - len(body), 1 << 20))
+        try:
+            data = response.read1(min(most + 1 - len(body), 1 << 20))
+        except (OSError, http.client.HTTPException) as error:
+            return bytes(body), str(error) or type(error).__name__
         if not data:
             break
         body += data
         if time.monotonic() > deadline:
             raise _FailedError(f"too slow: {len(body)} of {most} bytes in {TIMEOUT + most / SLOWEST:.0f} s")
-    return bytes(body)
+    return bytes(body), ""
 
 
 def _version(headers: Any) -> str:
