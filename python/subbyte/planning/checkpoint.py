@@ -77,7 +77,8 @@ def plan_checkpoint(
     recipes = [recipe.in_blocks() for recipe in source.recipes]
     planned = _Planned(target, options, source, recipes)
     tensors = [tensor for recipe in recipes for tensor in planned.tensors_of(recipe, own)]
-    tensors += planned.companions()
+    beside = planned.companions()
+    tensors += beside
     if planned.again and not lossy:
         listed = "; ".join(f"'{name}': {why}" for name, why in planned.again[:3])
         raise ArgumentError(
@@ -88,7 +89,8 @@ def plan_checkpoint(
     if not planned.layers:
         source.warnings.append(f"no tensor can be stored as '{target.id}': all stay floats")
     try:
-        found = target.config(planned.layers, planned.dense) if planned.layers else None
+        names = [tensor.name for tensor in beside]
+        found = target.config(planned.layers, planned.dense, names) if planned.layers else None
     except MisfitError as error:
         error.file = error.file or str(src)
         raise

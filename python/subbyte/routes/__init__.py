@@ -15,9 +15,19 @@ from subbyte.formats.envelope import ID
 from subbyte.routes.compressed import CompressedTensors
 from subbyte.routes.envelope import BLOCK_TYPES, Blocks, Enveloped, Kept
 from subbyte.routes.fit import Target
+from subbyte.routes.floats import Fp8, ModelOpt, Mxfp4
+from subbyte.routes.grouped import Hqq, Quanto, Sinq, TorchAo
 from subbyte.routes.integer import Awq, Gptq, Mlx
+from subbyte.routes.kernels import Any4, BitNet, BitsAndBytes, Gemma, MatQuant, Qqq, QServe
 
-_TARGETS: Mapping[str, Target] = {target.id: target for target in (Gptq(), Awq(), CompressedTensors(), Mlx())}
+TARGETS: Mapping[str, Target] = {
+    target.id: target
+    for target in (
+        Any4(), Awq(), BitNet(), BitsAndBytes(), CompressedTensors(), Fp8(), Gemma(), Gptq(), Hqq(), MatQuant(), Mlx(),
+        ModelOpt(), Mxfp4(), Qqq(), QServe(), Quanto(), Sinq(), TorchAo(),
+    )
+}  # fmt: skip
+"""Checkpoint formats that conversions can write, by id."""
 
 #: Settings that a variant stands for.
 _VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -26,23 +36,38 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "awq.gemm": {"version": "gemm"},
     "awq.gemv": {"version": "gemv"},
     "awq.gemv_fast": {"version": "gemv_fast"},
+    "compressed-tensors.pack": {"format": "pack-quantized"},
+    "compressed-tensors.int8": {"format": "int-quantized", "bits": 8},
+    "compressed-tensors.fp8": {"format": "float-quantized"},
+    "compressed-tensors.nvfp4": {"format": "nvfp4-pack-quantized"},
+    "compressed-tensors.mxfp4": {"format": "mxfp4-pack-quantized"},
+    "compressed-tensors.mxfp6": {"format": "mxfp6-pack-quantized"},
+    "compressed-tensors.mxfp8": {"format": "mxfp8-quantized"},
+    "modelopt.nvfp4": {"algo": "NVFP4"},
+    "modelopt.mxfp4": {"algo": "MXFP4"},
+    "modelopt.mxfp8": {"algo": "MXFP8"},
+    "modelopt.fp8": {"algo": "FP8"},
+    "modelopt.int4": {"algo": "W4A16_AWQ"},
+    "bitsandbytes.nf4": {"type": "nf4"},
+    "bitsandbytes.fp4": {"type": "fp4"},
+    "bitsandbytes.int8": {"type": "int8"},
 }
 
 
 def target_ids() -> list[str]:
     """The targets that are checkpoint formats, with their variants."""
     enveloped = (f"{ID}.gguf.{type.lower()}" for type in BLOCK_TYPES)
-    return sorted({*_TARGETS, *_VARIANTS, ID, *enveloped})
+    return sorted({*TARGETS, *_VARIANTS, ID, *enveloped})
 
 
 def find_target(to: str) -> tuple[Target, dict[str, Any]] | None:
     """The target called ``to``, and the settings that its variant stands for; None where there is none."""
-    id = to if to in _TARGETS else to.partition(".")[0]
+    id = to if to in TARGETS else to.partition(".")[0]
     if id == ID:
         return _enveloped(to.removeprefix(ID))
-    if id not in _TARGETS or (to != id and to not in _VARIANTS):
+    if id not in TARGETS or (to != id and to not in _VARIANTS):
         return None
-    return _TARGETS[id], dict(_VARIANTS.get(to, {}))
+    return TARGETS[id], dict(_VARIANTS.get(to, {}))
 
 
 def _enveloped(inner: str) -> tuple[Target, dict[str, Any]] | None:

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from subbyte import _native
 from subbyte.arrays import Array, as_bytes
-from subbyte.forms import Affine, Biased, Coded, Codes, Form, Microscaled, Ternary
+from subbyte.forms import Affine, Biased, Coded, Codes, DualScaled, FloatZero, Form, Microscaled, Ternary
 from subbyte.forms.codes import CodeArray
 from subbyte.ggml import TYPES
 from subbyte.planes import Plane, float_plane
-from subbyte.routes import adapt
+from subbyte.routes import adapt, small_floats
 from subbyte.routes.fit import Fit, MisfitError
 
 BITS: Mapping[str, int] = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
@@ -116,10 +116,13 @@ def fit(form: Form, type: str) -> Fit:
         return _trits(form)
     if type not in BITS:
         raise MisfitError(f"{type} has scales of its own that are searched, not moved")
-    if type.endswith("_1") and isinstance(form, Biased):
+    if type.endswith("_1") and isinstance(form, Biased | FloatZero | DualScaled):
         return _minima(form, BITS[type])
     step = adapt.affine(form)
-    found = adapt.in_groups(_as_affine(step.form), 32)
+    whole = _as_affine(step.form)
+    if whole.group_of is not None:
+        raise MisfitError("columns are out of order (act-order), which blocks have no place for")
+    found = adapt.in_groups(whole, 32)
     if type.endswith("_1"):
         wider = adapt.with_bits(found, BITS[type])
         last = adapt.biased(_as_affine(wider.form), "F16")
@@ -143,16 +146,16 @@ def _as_affine(form: Form) -> Affine:
     return form
 
 
-def _minima(form: Biased, bits: int) -> Fit:
-    if form.codes.bits > bits or form.signed or form.scales.kind != "F16" or form.group_size % 32:
-        raise MisfitError(
-            f"codes of {form.codes.bits} bits with {form.scales.kind} scales in groups of {form.group_size}"
-        )
-    if form.group_size == 32:
-        return Fit(form)
-    chosen = np.arange(form.columns // 32) * 32 // form.group_size
-    scales, biases = (Plane(np.ascontiguousarray(p.data[:, chosen]), p.kind) for p in (form.scales, form.biases))
-    return Fit(replace(form, scales=scales, biases=biases, group_size=32))
+def _minima(form: Form, bits: int) -> Fit:
+    step = adapt.biased(form, "F16")
+    found = step.form
+    if not isinstance(found, Biased):
+        raise TypeError(f"expected biases, found {found!r}")
+    if found.codes.bits > bits or found.group_size % 32:
+        raise MisfitError(f"codes of {found.codes.bits} bits in groups of {found.group_size}")
+    if found.group_size == 32:
+        return step
+    return step.then(adapt.rebased(found, 32))
 
 
 def _small_floats(form: Form, type: str) -> Fit:
@@ -161,12 +164,7 @@ def _small_floats(form: Form, type: str) -> Fit:
         raise MisfitError(f"{type} holds E2M1 in blocks of {block} with {scale[3:]} scales")
     if type == "NVFP4" and np.any(form.scales.data & 0x80):
         raise MisfitError("a block scale is negative, which NVFP4 of GGUF has no room for")
-    if form.divisor is not None:
-        multiplier = np.float32(1 / np.float64(form.divisor))
-        found = replace(form, divisor=None, multiplier=multiplier)
-        exact = bool(multiplier * np.float64(form.divisor) == 1)
-        return Fit(found) if exact else Fit(found, "rounded", bound=2.0**-24, why="the reciprocal of the scale rounds")
-    return Fit(form)
+    return small_floats.tensor_scale(form, "multiplier" if type == "NVFP4" else None)
 
 
 def _trits(form: Form) -> Fit:

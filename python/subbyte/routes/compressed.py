@@ -10,7 +10,8 @@ from subbyte.formats.compressed_tensors.scheme import BLOCK_FORMATS, INTEGER_FOR
 from subbyte.forms import Affine, BlockScaled, ByteCodes, Form, Microscaled, TwoLevel
 from subbyte.planes import FLOATS, Plane
 from subbyte.routes import adapt, small_floats
-from subbyte.routes.fit import METHOD, Companion, Fit, MisfitError, Option, Settings, Stored, Target, value
+from subbyte.routes.fit import METHOD, Companion, Fit, MisfitError, Option, Settings, Stored, Target, modules, value
+from subbyte.routes.floats import parsed_block, sides
 from subbyte.routes.integer import GROUP, as_affine, prepared
 
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", *BLOCK_FORMATS)
@@ -156,7 +157,7 @@ class CompressedTensors(Target):
         keeps = format in ("float-quantized", "int-quantized") and last == "input_scale"
         return Companion(name, value) if keeps else None
 
-    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         groups: list[dict[str, Any]] = []
         members: list[list[str]] = []
         for name, layer in layers.items():
@@ -171,9 +172,11 @@ class CompressedTensors(Target):
         config = dict(next(iter(layers.values())).params["quantization_config"])
         config |= {
             "format": formats.pop() if len(formats) == 1 else "mixed-precision",
-            "ignore": [name.removesuffix(".weight") for name in dense if "embed" not in name.rpartition(".")[0]],
+            "ignore": modules(dense),
             "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
         }
+        if any(name.endswith((".k_scale", ".v_scale")) for name in beside):
+            config["kv_cache_scheme"] = {**_FP8_INPUTS, "strategy": "tensor", "dynamic": False}
         return Settings({"quantization_config": config})
 
 
@@ -233,27 +236,4 @@ def _version(options: Mapping[str, Any], target: Target) -> tuple[int, int]:
     found = re.match(r"(\d{1,6})\.(\d{1,6})", text)
     if found is None:
         raise MisfitError(f"setting 'version' is {text!r:.40}: expected a version such as 0.20.0")
-    return int(found[1]), int(found[2])
-
-
-def parsed_block(text: str | None, form: BlockScaled) -> tuple[int, int] | None:
-    """Rows and columns of a block by the setting ``block``; None without it.
-
-    Raises:
-        MisfitError: it is neither ``tensor``, ``channel`` nor two numbers.
-    """
-    if text is None:
-        return None
-    return {"tensor": (form.shape[-2], form.columns), "channel": (1, form.columns)}.get(text) or sides(text)
-
-
-def sides(text: str) -> tuple[int, int]:
-    """The two numbers of a block such as ``128x128``.
-
-    Raises:
-        MisfitError: they are none.
-    """
-    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
-    if found is None:
-        raise MisfitError(f"setting 'block' is {text!r:.40}: expected tensor, channel, or rows and columns as 128x128")
     return int(found[1]), int(found[2])

@@ -42,7 +42,7 @@ class Kept(Target):
     def companion(self, name: str, value: Plane, params: Mapping[str, Any] | None) -> Companion:
         return Companion(name, value)
 
-    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         return _settings(layers, dense)
 
 
@@ -65,7 +65,7 @@ class Enveloped(Target):
     def _params(self, own: Mapping[str, Any]) -> dict[str, Any]:
         return {"format": self.inner.id, "params": dict(own)}
 
-    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         return _settings(layers, dense)
 
 
@@ -87,7 +87,7 @@ class Blocks(Target):
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
         return {}
 
-    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         raise MisfitError(f"checkpoints of {self.type} are GGUF files, or envelopes")
 
 

@@ -145,12 +145,13 @@ class Target(ABC):
         return None
 
     @abstractmethod
-    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         """What describes the checkpoint.
 
         Args:
             layers: every quantized layer by the name of its weight.
             dense: names of weights with two or more dimensions that are not quantized.
+            beside: names of the `Companion` tensors.
 
         Raises:
             MisfitError: layers differ where the format has one setting for all.
@@ -188,7 +189,7 @@ class Stored:
         shape: of the weight, as its format has it.
         planes: names of its planes.
         transposed: the dense weight has its last two axes exchanged.
-        beside: last parts of the names of the `Companion` tensors of its module.
+        beside: last parts of the names of the `Companion` tensors of its module, as they are stored.
     """
 
     params: Mapping[str, Any]
@@ -219,3 +220,8 @@ def value(options: Mapping[str, Any], target: Target, key: str, source: Any = No
     if given is not None:
         return given
     return source if source is not None else target.options[key].default
+
+
+def modules(weights: Sequence[str]) -> list[str]:
+    """The modules of weights, without embeddings."""
+    return [name.removesuffix(".weight") for name in weights if "embed" not in name.removesuffix(".weight")]

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from subbyte.forms import Affine, Biased, BlockScaled, Form, Microscaled, Ternary
+from subbyte.forms import Affine, Biased, BlockScaled, DualScaled, FloatZero, Form, Microscaled, Ternary
 from subbyte.planes import FLOATS
 from subbyte.routes import adapt, small_floats
 from subbyte.routes.fit import METHOD, Fit, MisfitError, Option, Settings, Stored, Target, value
 
 GROUP = Option(None, "columns of a group; -1 for whole rows (default: the source's, else 128)")
+
+
+MLX_GROUPS = (32, 64, 128)
+MLX_BITS = (1, 2, 3, 4, 5, 6, 8)
 
 
 def as_affine(form: Form) -> Affine:
@@ -89,7 +93,7 @@ class Gptq(Target):
         }  # fmt: skip
         return {"quantization_config": config}
 
-    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         return Settings({"quantization_config": _merged(layers, "dynamic")})
 
 
@@ -126,7 +130,7 @@ class Awq(Target):
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
         return {"quantization_config": self._config(value(options, self, "group_size", 128), options)}
 
-    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         config = dict(one_config(layers))
         config["modules_to_not_convert"] = [name.removesuffix(".weight") for name in dense] or None
         return Settings({"quantization_config": config})
@@ -148,26 +152,31 @@ class Mlx(Target):
             form = small_floats.microscaled(form, "F8_E4M3", "F8_E8M0", 32).form
         if isinstance(form, Microscaled):
             return self._small_floats(form)
-        asked = options.keys() - {"method"}
-        if isinstance(form, Biased) and not asked and form.group_size in (32, 64, 128) and not form.signed:
-            return self._with(Fit(form))
+        wanted = options.get("scale_type")
+        if isinstance(form, Biased) and options.get("bits") in (None, form.codes.bits):
+            kinds = [wanted] if wanted else [form.scales.kind, "F32"]
+            return self._with(_best(form, kinds), options)
+        if isinstance(form, FloatZero | DualScaled) and options.get("bits") in (None, form.codes.bits):
+            try:
+                adapt.affine(form)
+            except MisfitError:
+                return self._with(adapt.biased(form, wanted or "F32"), options)
         step, found = prepared(form, {**options, "sym": False}, self)
         if found.codes.bits == 7:
             wider = adapt.symmetric(found, 8)
             step = step.then(wider.form, wider.kind)
             found = as_affine(step.form)
-        if found.group_size not in (32, 64, 128):
-            size = next((g for g in (128, 64, 32) if found.group_size % g == 0), None)
-            if size is None:
-                raise MisfitError(f"groups of {found.group_size} columns: MLX has 32, 64 and 128")
-            found = adapt.in_groups(found, size)
-        if found.columns % found.group_size:
-            raise MisfitError(f"rows of {found.columns} columns are no whole groups of {found.group_size}")
-        wanted = options.get("scale_type")
-        kinds = [wanted] if wanted else [found.scales.kind, "F32"]
-        fits = [adapt.biased(found, kind) for kind in kinds]
-        last = next((fit for fit in fits if fit.kind == "exact"), fits[-1])
-        return self._with(step.then(last.form, last.kind, last.bound, last.why))
+        size = self._size(found.group_size, found.columns)
+        found = adapt.in_groups(found, size)
+        last = _best(found, [wanted] if wanted else [found.scales.kind, "F32"])
+        return self._with(step.then(last.form, last.kind, last.bound, last.why), options)
+
+    def _size(self, size: int, columns: int) -> int:
+        """Columns of a group of MLX that holds groups of ``size``, the largest of them."""
+        found = next((g for g in MLX_GROUPS[::-1] if min(size, columns) % g == 0 and columns % g == 0), None)
+        if found is None:
+            raise MisfitError(f"groups of {size} of {columns} columns: MLX has 32, 64 and 128 that divide both")
+        return found
 
     def _small_floats(self, form: Microscaled) -> Fit:
         """The modes ``mxfp4``, ``mxfp8`` and ``nvfp4``."""
@@ -183,19 +192,38 @@ class Mlx(Target):
         own = small_floats.tensor_scale(form, "maximum" if mode == "nvfp4" else None)
         return own.with_params(quantization=quantization)
 
-    def _with(self, step: Fit) -> Fit:
-        form = step.form
-        if not isinstance(form, Biased):
-            raise TypeError(f"expected biases, found {form!r}")
-        return step.with_params(quantization={"group_size": form.group_size, "bits": form.codes.bits, "mode": "affine"})
+    def _with(self, step: Fit, options: Mapping[str, Any]) -> Fit:
+        form = as_biased(step.form)
+        if form.codes.bits not in MLX_BITS:
+            raise MisfitError(f"MLX has no codes of {form.codes.bits} bits")
+        size = self._size(options.get("group_size", form.group_size), form.columns)
+        if form.columns * form.codes.bits % 32:
+            raise MisfitError(f"rows of {form.columns} codes of {form.codes.bits} bits are no whole words")
+        found = adapt.rebased(form, size) if size != form.group_size else form
+        quantization = {"group_size": size, "bits": found.codes.bits, "mode": "affine"}
+        return step.then(found).with_params(quantization=quantization)
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
         size = value(options, self, "group_size", 64)
         return {"quantization": {"group_size": size, "bits": value(options, self, "bits", 4), "mode": "affine"}}
 
-    def config(self, layers: Mapping[str, Stored], dense: Sequence[str]) -> Settings:
+    def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         config = _by_path(layers, "quantization")
         return Settings({"quantization": config, "quantization_config": config}, metadata={"format": "mlx"})
+
+
+def _best(form: Form, kinds: Sequence[str]) -> Fit:
+    """The weight with biases of the first of these types that holds them exactly, else of the last one."""
+    fits = [adapt.biased(form, kind) for kind in kinds[:-1]] if len(kinds) > 1 else []
+    exact = next((fit for fit in fits if fit.kind == "exact"), None)
+    return exact or adapt.biased(form, kinds[-1])
+
+
+def as_biased(form: Form) -> Biased:
+    """The form, which is known to have biases."""
+    if not isinstance(form, Biased):
+        raise TypeError(f"expected biases, found {form!r}")
+    return form
 
 
 def one_config(layers: Mapping[str, Stored], key: str = "quantization_config") -> Mapping[str, Any]:

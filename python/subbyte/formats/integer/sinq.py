@@ -51,7 +51,7 @@ from subbyte.planes import FLOATS, Plane, rounded
 from subbyte.quantize.sinkhorn import dual_scales, nearest_codes
 
 SIDE_FILE = "model.safetensors.index.json.meta.json"
-_PACKING = {
+PACKINGS_OF = {
     1: "1bit_u8", 2: "2bit_u8", 3: "3bit_32", 4: "4bit_u8", 5: "5bit_32", 6: "6bit_32", 8: "8bit_u8",
 }  # fmt: skip
 _PARAMETERS = ("meta.scale", "meta.zero")
@@ -71,7 +71,7 @@ class Sinq(Format):
 
     def read(self, planes: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
         meta = _meta(params)
-        bits = setting_int(meta, "nbits", allowed=_PACKING)
+        bits = setting_int(meta, "nbits", allowed=PACKINGS_OF)
         shape = matrix_shape(meta.get("shape"))
         group = setting_int(meta, "group_size")
         if group < 1 or shape[1] % group:
@@ -80,7 +80,7 @@ class Sinq(Format):
             raise UnsupportedError("scales of AWQ (awq_scale) cannot be read")
         if setting_int(meta, "axis", 1) != 1:
             raise UnsupportedError(f"groups along axis {meta['axis']} cannot be read")
-        packing = setting_text(meta, "packing", _PACKING[bits], PACKINGS)
+        packing = setting_text(meta, "packing", PACKINGS_OF[bits], PACKINGS)
         compute = DTYPES[setting_text(meta, "compute_dtype", "torch.float16", DTYPES)]
         codes = slab_codes(_planes.get(planes, "W_q"), packing, bits, shape, group)
         stored: dict[str, Plane] = {}
@@ -110,7 +110,7 @@ class Sinq(Format):
         given = params.get("meta", params.get("quantization_config", params))
         if not isinstance(given, Mapping):
             raise FormatError(f"meta is {given!r:.60}: expected a JSON object")
-        bits, group = setting_int(given, "nbits", 4, _PACKING), setting_int(given, "group_size", 64)
+        bits, group = setting_int(given, "nbits", 4, PACKINGS_OF), setting_int(given, "group_size", 64)
         tiled = _tiled(given, setting_text(given, "method", "sinq_hf"))
         method = setting_text(given, "method", "sinq_2d" if tiled else "sinq_hf")
         rows, columns = source.shape
@@ -119,9 +119,9 @@ class Sinq(Format):
             raise UnsupportedError(f"groups of {group} columns, tiles of {tile} rows do not divide {rows} x {columns}")
         meta: dict[str, Any] = {
             "nbits": bits, "group_size": group, "shape": [rows, columns], "awq_scale": None, "axis": 1,
-            "packing": _PACKING[bits], "method": method,
+            "packing": PACKINGS_OF[bits], "method": method,
             "compute_dtype": DTYPE_NAMES["BF16" if source.kind == "F32" else source.kind],
-            "unpack_view_dtype": "torch.uint8" if PACKINGS[_PACKING[bits]].kind == "U8" else "torch.int32",
+            "unpack_view_dtype": "torch.uint8" if PACKINGS[PACKINGS_OF[bits]].kind == "U8" else "torch.int32",
             "view_as_float": False,
         }  # fmt: skip
         table = _table(meta, bits)
@@ -146,7 +146,7 @@ class Sinq(Format):
             return super().write(form, params)
         meta = _meta(params)
         bits, method = form.codes.bits, setting_text(meta, "method", "sinq_hf")
-        packing = setting_text(meta, "packing", _PACKING.get(bits, ""), PACKINGS)
+        packing = setting_text(meta, "packing", PACKINGS_OF.get(bits, ""), PACKINGS)
         if len(form.shape) != 2 or PACKINGS[packing].field_bits < bits:
             raise UnsupportedError(
                 f"codes of {bits} bits of a weight {list(form.shape)} cannot be packed as '{packing}'"
