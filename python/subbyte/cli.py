@@ -34,7 +34,9 @@ _EXAMPLES = {
   subbyte plan examples/small-llama --to awq --set group_size=64""",
     "inspect": """\
   subbyte inspect small-llama.gguf --tensors
-  subbyte inspect small-llama.gguf blk.0.attn_q.weight""",
+  subbyte inspect small-llama.gguf blk.0.attn_q.weight
+  subbyte inspect small-llama-gptq
+  subbyte inspect small-llama-gptq model.layers.0.mlp.up_proj.weight""",
     "verify": """\
   subbyte verify small-llama.gguf --against examples/small-llama
   subbyte verify small-llama-gptq --against examples/small-llama

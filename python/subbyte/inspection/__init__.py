@@ -5,10 +5,11 @@ from __future__ import annotations
 from os import PathLike
 from typing import overload
 
-from subbyte.inspection.headers import Inspection, TensorInfo, inspect_headers
+from subbyte.inspection.headers import Inspection, LayerInfo, TensorInfo, inspect_headers
+from subbyte.inspection.scheme import Scheme
 from subbyte.inspection.tensor import Histogram, Numbers, TensorInspection, inspect_tensor
 
-__all__ = ["Histogram", "Inspection", "Numbers", "TensorInfo", "TensorInspection", "inspect"]
+__all__ = ["Histogram", "Inspection", "LayerInfo", "Numbers", "Scheme", "TensorInfo", "TensorInspection", "inspect"]
 
 
 @overload
@@ -18,7 +19,8 @@ def inspect(path: str | PathLike[str], tensor: str) -> TensorInspection: ...
 def inspect(path: str | PathLike[str], tensor: str | None = None) -> Inspection | TensorInspection:
     """Look into a GGUF file (all shards), a safetensors file, or a checkpoint folder; remote ones too.
 
-    Without ``tensor`` only headers are read. With it, the tensor is read once, in pieces of a few megabytes.
+    Without ``tensor`` only headers are read, and of quantized layers what tells their scheme: never their codes. With
+    it, the tensor is read once, in pieces of a few megabytes; a quantized layer is named as its dense weight.
 
     Args:
         path: what to look into.

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from subbyte.convert.layers import Layers
 from subbyte.convert.report import finite, printable, table
 from subbyte.convert.source import is_gguf
-from subbyte.errors import UnsupportedError
+from subbyte.errors import Error, UnsupportedError
+from subbyte.inspection.scheme import Scheme, scheme_of
 from subbyte.io.gguf import GgufFile, GgufTensor
-from subbyte.io.remote import Place, place
+from subbyte.io.remote import Place, RemotePath, place
 from subbyte.io.safetensors import SafetensorsFile, SafetensorsTensor
 from subbyte.planning.mix import FILE_TYPES
 
@@ -35,6 +37,17 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """A quantized layer: name and shape of the dense weight, its scheme, its tensors, and their bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    scheme: Scheme
+    planes: tuple[str, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What the headers of a checkpoint say.
 
@@ -44,6 +57,9 @@ class Inspection:
         file_type: name of GGUF's ``general.file_type``; empty where there is none.
         tensors: in file order.
         metadata: by key; arrays of more than eight elements as ``{"length": n, "first": [...]}``.
+        quantization: format id of a quantized checkpoint (``gptq``); empty for others.
+        layers: its quantized layers.
+        notes: what is stale or odd in its settings.
     """
 
     path: Place
@@ -51,11 +67,22 @@ class Inspection:
     file_type: str
     tensors: tuple[TensorInfo, ...]
     metadata: Mapping[str, Any]
+    quantization: str = ""
+    layers: tuple[LayerInfo, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
-        """Number of elements of all tensors."""
-        return sum(prod(tensor.shape) for tensor in self.tensors)
+        """Number of elements of all tensors; of a quantized layer those of the dense weight."""
+        planes = {name for layer in self.layers for name in layer.planes}
+        dense = sum(prod(tensor.shape) for tensor in self.tensors if tensor.name not in planes)
+        return dense + sum(prod(layer.shape) for layer in self.layers)
+
+    @property
+    def dense(self) -> list[str]:
+        """Names of the matrices that a quantized checkpoint does not quantize."""
+        planes = {name for layer in self.layers for name in layer.planes}
+        return [tensor.name for tensor in self.tensors if tensor.name not in planes and len(tensor.shape) > 1]
 
     @property
     def nbytes(self) -> int:
@@ -89,13 +116,16 @@ class Inspection:
                 name: {"tensors": count, "elements": elements, "nbytes": size}
                 for name, (count, elements, size) in self.types().items()
             },
+            "quantization": self.quantization,
+            "layers": [asdict(layer) for layer in self.layers],
+            "notes": list(self.notes),
             "metadata": finite(dict(self.metadata)),
             "tensors": [asdict(tensor) for tensor in self.tensors],
         }
 
     def text(self, tensors: bool = False) -> str:
         """The facts as text, with ``tensors`` every tensor too."""
-        kind = f"{self.format} {self.file_type}".strip()
+        kind = " ".join(filter(None, (self.format, self.file_type, self.quantization)))
         lines = [
             f"{self.path}: {kind}, {len(self.tensors)} tensors, {self.parameters:,} parameters, {self.nbytes:,} bytes, "
             f"{self.bits_per_weight:.2f} bits per weight",
@@ -105,6 +135,18 @@ class Inspection:
             lines += [table(("key", "value"), [(key, _shown(value)) for key, value in self.metadata.items()]), ""]
         body = [(name, *(f"{number:,}" for number in facts)) for name, facts in self.types().items()]
         lines.append(table(("type", "tensors", "elements", "bytes"), body, right={1, 2, 3}))
+        if self.layers:
+            lines += ["", self._schemes()]
+        if self.quantization:
+            lines += ["", f"matrices that are not quantized: {printable(', '.join(self.dense)) or 'none'}"]
+        lines += [f"note: {printable(note)}" for note in self.notes]
+        if tensors and self.layers:
+            rows = [
+                (layer.name, str(layer.scheme), str(list(layer.shape)), f"{layer.nbytes:,}",
+                 f"{8 * layer.nbytes / max(prod(layer.shape), 1):.2f}")
+                for layer in self.layers
+            ]  # fmt: skip
+            lines += ["", table(("layer", "scheme", "shape", "bytes", "bits/weight"), rows, right={3, 4})]
         if tensors:
             rows = [
                 (
@@ -118,6 +160,20 @@ class Inspection:
             ]
             lines += ["", table(("tensor", "type", "shape", "bytes", "at byte"), rows, right={3, 4})]
         return "\n".join(lines)
+
+    def _schemes(self) -> str:
+        """The schemes of the layers, those of most weights first."""
+        found: dict[str, list[int]] = {}
+        for layer in self.layers:
+            sums = found.setdefault(str(layer.scheme), [0, 0, 0])
+            for at, number in enumerate((1, prod(layer.shape), layer.nbytes)):
+                sums[at] += number
+        body = [
+            (scheme, f"{count:,}", f"{weights:,}", f"{size:,}", f"{8 * size / max(weights, 1):.2f}")
+            for scheme, (count, weights, size) in sorted(found.items(), key=lambda item: -item[1][1])
+        ]
+        head = (f"scheme ({self.quantization})", "layers", "weights", "bytes", "bits/weight")
+        return table(head, body, right={1, 2, 3, 4})
 
 
 def open_container(path: str | PathLike[str]) -> tuple[Place, GgufFile | SafetensorsFile]:
@@ -145,12 +201,27 @@ def inspect_headers(path: str | PathLike[str]) -> Inspection:
     where, file = open_container(path)
     tensors = tuple(map(tensor_info, file.values()))
     if isinstance(file, SafetensorsFile):
-        return Inspection(where, "safetensors", "", tensors, dict(file.metadata))
+        return Inspection(where, "safetensors", "", tensors, dict(file.metadata), *_quantization(where))
     metadata = {key: _short(value) for key, value in file.metadata.items()}
     names = {kind.number: name for name, kind in FILE_TYPES.items()}
     number = metadata.get("general.file_type")
     file_type = names.get(number & ~1024, "") if isinstance(number, int) else ""
     return Inspection(where, "gguf", file_type, tensors, metadata)
+
+
+def _quantization(where: Place) -> tuple[str, tuple[LayerInfo, ...], tuple[str, ...]]:
+    """Format, layers and notes of a quantized checkpoint; settings that cannot be read are a note."""
+    try:
+        layers = Layers(where)
+        remote = isinstance(where, RemotePath)
+        found = tuple(
+            LayerInfo(name, layer.shape, scheme_of(layers.look(name), remote=remote), tuple(layer.planes.values()),
+                      layers.nbytes(name))
+            for name, layer in layers.items()
+        )  # fmt: skip
+    except Error as error:
+        return "", (), (f"the quantization cannot be read: {error}",)
+    return layers.format or "", found, tuple(layers.notes)
 
 
 def _short(value: Any) -> Any:

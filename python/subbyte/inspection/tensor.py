@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from subbyte.convert.layers import Layers
 from subbyte.convert.report import finite, printable, table
 from subbyte.convert.values import to_float32
 from subbyte.errors import ArgumentError, Error
 from subbyte.ggml import TYPES
 from subbyte.inspection.headers import TensorInfo, open_container, tensor_info
+from subbyte.inspection.scheme import parameters, scheme_of
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place
 from subbyte.io.safetensors import SafetensorsFile, numpy_dtype
@@ -140,6 +142,10 @@ def inspect_tensor(path: str | PathLike[str], name: str) -> TensorInspection:
     """What is in the tensor ``name``; see :func:`subbyte.inspect`."""
     where, file = open_container(path)
     with file:
+        if isinstance(file, SafetensorsFile) and isinstance(name, str):
+            layers = Layers(where)
+            if name in layers:
+                return _look_at_layer(where, layers, name)
         if not isinstance(name, str) or name not in file:
             from difflib import get_close_matches
 
@@ -178,6 +184,28 @@ def _look(where: Place, file: GgufFile | SafetensorsFile, info: TensorInfo) -> T
         where, info, scheme, None if values is None else values.numbers(), tuple(s.numbers() for s in scales),
         bins.histogram(),
     )  # fmt: skip
+
+
+def _look_at_layer(where: Place, layers: Layers, name: str) -> TensorInspection:
+    """A quantized layer: its values, and what they are computed with."""
+    layer = layers[name]
+    first = layers.tensors[next(iter(layer.planes.values()))]
+    info = TensorInfo(name, layers.format or "", layer.shape, layers.nbytes(name), first.offset, first.path)
+    form = layers.form(name)
+    values, bins = _Sums("values", "f32"), _Bins()
+    step = max(1, _CHUNK // max(form.columns, 1))
+    for start in range(0, form.rows, step):
+        found = form.decode_rows(slice(start, min(start + step, form.rows)))
+        values.add(found)
+        bins.add(found)
+    scales = []
+    for kind, plane in parameters(form):
+        sums = _Sums(kind, plane.kind.lower())
+        sums.add(plane.float32())
+        scales.append(sums.numbers())
+    bits = 8 * info.nbytes / max(form.rows * form.columns, 1)
+    scheme = f"{layers.format}: {scheme_of(form)}, {bits:.4g} bits per weight"
+    return TensorInspection(where, info, scheme, values.numbers(), tuple(scales), bins.histogram())
 
 
 def _pieces(file: GgufFile | SafetensorsFile, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
