@@ -14,6 +14,7 @@ from subbyte.convert.types import FLOATS, WEIGHTS
 from subbyte.formats import PLANNED, format_ids
 from subbyte.ggml import TYPES
 from subbyte.planning.mix import ALIASES, FILE_TYPES
+from subbyte.routes import matrix
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats" / "matrix.md"
 
@@ -65,7 +66,8 @@ def conversions() -> str:
     """What becomes of a tensor: a row for each source, by class; targets that only differ in the source are alike."""
     found: dict[str, dict[str, list[str]]] = {}
     for row in list_conversions():
-        found.setdefault(row["source"], {}).setdefault(row["class"], []).append(row["target"])
+        if row["source"] not in matrix.SOURCES:
+            found.setdefault(row["source"], {}).setdefault(row["class"], []).append(row["target"])
     blocks = [f"gguf.{name.lower()}" for name in WEIGHTS if TYPES[name].block > 1]
 
     def cell(source: str, targets: Sequence[str]) -> str:
@@ -78,6 +80,20 @@ def conversions() -> str:
 
     rows = ([f"`{source}`", *(cell(source, by.get(name, [])) for name in CLASSES)] for source, by in found.items())
     return table(["source", *CLASSES], rows)
+
+
+def checkpoints() -> str:
+    """The class of a typical layer of each family in each target."""
+    targets = matrix.targets()
+
+    def cell(source: str, target: str) -> str:
+        found = matrix.fit(source, target)
+        if found is None:
+            return "requantized"
+        return f"{found.kind} ({found.params['type']})" if target == "gguf" else found.kind
+
+    rows = ([source, *(cell(source, target) for target in targets)] for source in matrix.SOURCES)
+    return table(["source", *(f"`{target}`" for target in targets)], rows)
 
 
 def render() -> str:
@@ -114,6 +130,15 @@ blocks; *requantized* goes from blocks to other blocks, and only with `--lossy`.
 tensor's own. The block types are those of the table of codecs, without `gguf.q8_k`.
 
 {conversions()}
+
+## Conversions between checkpoint formats, layer by layer
+
+The best class of a typical layer: `exact` moves the codes, `exact-value` writes other codes of the same values,
+`rounded` rounds a parameter within a bound that the plan states, `requantized` needs `--lossy`. For GGUF the type is
+given that has it; `gguf` without a type takes it where nothing rounds, and floats otherwise. A conversion looks at the values of every layer, and
+`subbyte plan` says what becomes of each, and why. Where nothing else is said, codes are symmetric, in groups of 128.
+
+{checkpoints()}
 
 ## Architectures
 

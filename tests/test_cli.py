@@ -324,11 +324,13 @@ def test_the_matrix_of_conversions(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "list", "conversions")
     assert code == 0
     rows = json.loads(run(capsys, "list", "conversions", "--json")[1])
-    matrix = [line for line in out.splitlines() if line.startswith(("hf.", "gguf."))]
-    letters = "".join(line.partition(" ")[2] for line in matrix)
+    sources = sorted({row["source"] for row in rows}, key=len, reverse=True)
+    found = [(next((name for name in sources if line.startswith(f"{name} ")), ""), line) for line in out.splitlines()]
+    matrix = {(name, line.removeprefix(name)) for name, line in found if name}
+    letters = "".join(line for _, line in matrix)
     for class_, letter in CLASSES.items():
         assert letters.count(letter) == sum(row["class"] == class_ for row in rows)
-    assert {row["source"] for row in rows} == {line.partition(" ")[0] for line in matrix}
+    assert {row["source"] for row in rows} == {name for name, _ in matrix}
     assert max(map(len, out.splitlines())) <= 80
     assert [row["class"] for row in rows if (row["source"], row["target"]) == ("gguf.q4_k", "gguf.q4_0")] == [
         "requantized"

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import subbyte
-from checkpoints import GOLDEN, SMALL_LLAMA
+from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, quantized_checkpoint
 from subbyte import cli
 from subbyte.convert.types import WEIGHTS
 from subbyte.convert.values import to_float32
 from subbyte.ggml import TYPES
+from subbyte.inspection import Scheme
 from subbyte.inspection import tensor as module
 from subbyte.io.gguf import write_gguf
 from subbyte.io.safetensors import write_safetensors
@@ -275,3 +276,41 @@ def test_golden_files_of_other_programs() -> None:
     found = subbyte.inspect(file, "token_embd.weight")
     assert found.values is not None
     assert found.values.count == found.scales[0].count * 32
+
+
+def test_a_quantized_folder(tmp_path: Path) -> None:
+    folder = quantized_checkpoint(tmp_path / "gptq", "gptq", sym=False)
+    found = subbyte.inspect(folder)
+    assert found.quantization == "gptq"
+    assert found.parameters == subbyte.inspect(SMALL_LLAMA).parameters
+    assert len(found.layers) == 42
+    layer = next(layer for layer in found.layers if layer.name == "model.layers.0.mlp.up_proj.weight")
+    assert layer.shape == (768, 256)
+    assert layer.scheme == Scheme("integer", 4, "128", "F16", symmetric=False, act_order=False)
+    assert layer.nbytes == sum(tensor.nbytes for tensor in found.tensors if tensor.name in layer.planes)
+    assert found.dense == ["lm_head.weight", "model.embed_tokens.weight"]
+    text = found.text(tensors=True)
+    assert "integer, 4 bits, groups of 128, scales F16, asymmetric" in text
+    assert "not quantized: lm_head.weight, model.embed_tokens.weight" in text
+    assert json.loads(json.dumps(found.to_json()))["layers"][0]["scheme"]["bits"] == 4
+
+
+def test_a_layer_of_a_quantized_folder(tmp_path: Path) -> None:
+    folder = quantized_checkpoint(tmp_path / "mlx", "mlx")
+    name = "model.layers.0.mlp.up_proj.weight"  # also the name of one of its tensors
+    found = subbyte.inspect(folder, name)
+    weight = subbyte.open(folder)[name]
+    values = weight.decode()
+    assert found.values is not None
+    assert (found.values.count, found.values.min, found.values.max) == (values.size, values.min(), values.max())
+    assert found.tensor.shape == (768, 256)
+    assert found.scheme == "mlx: integer + bias, 4 bits, groups of 64, scales BF16, 4.5 bits per weight"
+    assert [row.name for row in found.scales] == ["scales", "biases"]
+    assert found.histogram is not None
+    assert sum(found.histogram.counts) == values.size
+
+
+def test_settings_that_cannot_be_read_are_a_note(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "a", quantization_config={"quant_method": "unheard-of"})
+    (note,) = subbyte.inspect(folder).notes
+    assert "unheard-of" in note

@@ -13,7 +13,7 @@ from subbyte.convert.values import kind
 from subbyte.formats import PLANNED, format_ids
 from subbyte.ggml import TYPES
 from subbyte.planning.mix import FILE_TYPES
-from subbyte.routes import find_target, target_ids
+from subbyte.routes import find_target, matrix, target_ids
 
 
 def list_formats() -> list[dict[str, Any]]:
@@ -105,6 +105,9 @@ def list_conversions() -> list[dict[str, Any]]:
     ``class`` is what happens to the values: ``exact`` (the same codes), ``exact-value`` (other codes of the same
     values), ``rounded`` (to a float type that cannot hold them all), ``quantized``, or ``requantized`` (quantized a
     second time). A target without a type, ``gguf``, keeps each tensor's own.
+
+    Between checkpoint formats it is that of a typical layer (:mod:`subbyte.routes.matrix`), in a type that
+    holds its codes, else as floats, where the target is ``gguf``; a conversion looks at the values of every layer.
     """
     rows = []
     for source, family in FAMILIES.items():
@@ -118,6 +121,13 @@ def list_conversions() -> list[dict[str, Any]]:
                     class_ = kind(name, written)
                     row = {"source": f"{source}.{name.lower()}", "target": id, "class": class_}
                     rows.append(row | {"lossy": class_ == "requantized"})
+    for name in matrix.SOURCES:
+        for target in matrix.targets():
+            fit = matrix.fit(name, target)
+            class_ = "requantized" if fit is None else fit.kind
+            if target == "gguf" and class_ in ("rounded", "requantized"):
+                class_ = "exact-value"  # floats: only a type that is asked for may round or search
+            rows.append({"source": name, "target": target, "class": class_, "lossy": class_ == "requantized"})
     return rows
 
 
@@ -127,10 +137,15 @@ def conversion_matrix(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = [legend, "requantized: only with --lossy; . not possible"]
     sources = list(dict.fromkeys(row["source"] for row in rows))
     letters = {(row["source"], row["target"]): CLASSES[row["class"]] for row in rows}
-    for family in FAMILIES:
-        targets = list(dict.fromkeys(row["target"] for row in rows if row["target"].partition(".")[0] == family))
-        titles = [target.partition(".")[2] or "(own)" for target in targets]
-        height, width = max(map(len, titles)), max(map(len, sources))
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        family = row["target"].partition(".")[0]
+        group = groups.setdefault(family if family in FAMILIES else "checkpoint formats", [])
+        group += [row["target"]] if row["target"] not in group else []
+    for family, targets in groups.items():
+        titles = [target.partition(".")[2] or ("(own)" if target in FAMILIES else target) for target in targets]
+        height = max(map(len, titles))
+        width = max(len(source) for source, target in letters if target in targets)
         head = [" ".join(title.rjust(height)[line] for title in titles) for line in range(height)]
         parts += ["", f"to {family}:"] + [f"{'':{width}}  {line}".rstrip() for line in head]
         for source in sources:

@@ -27,10 +27,16 @@ from subbyte.planes import Plane
 
 #: What the codes are, by form.
 _WORDS = {
-    Affine: "integer", Biased: "integer + bias", FloatZero: "integer, float zero", Table: "table",
-    RowTable: "table by row", Ternary: "ternary", TwoLevel: "integer, two levels of scales", DualScaled: "integer, scales of rows and columns",
+    Affine: "integer",
+    Biased: "integer + bias",
+    FloatZero: "integer, float zero",
+    Table: "table",
+    RowTable: "table by row",
+    Ternary: "ternary",
+    TwoLevel: "integer, two levels of scales",
+    DualScaled: "integer, scales of rows and columns",
     RealBias: "small float, real exponent bias",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
