@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -38,6 +39,11 @@ class Form(ABC):
     def columns(self) -> int:
         """Row length in elements."""
         return self.shape[-1]
+
+    @property
+    def together(self) -> int:
+        """Rows of a block that decode together: a part of a block costs as much as the whole."""
+        return 1
 
     @abstractmethod
     def values(self, rows: slice) -> NDArray[np.float32]:
@@ -75,11 +81,11 @@ class Form(ABC):
         if kind != "F64" and (native := self._natives(kind)) is not None:
             native.decode(rows, kind, result)
             return result
-        step = max(1, _PIECE // max(self.columns, 1))
-        for start in range(rows.start, rows.stop, step):
-            piece = slice(start, min(start + step, rows.stop))
+        step = -(-max(1, _PIECE // max(self.columns, 1)) // self.together) * self.together
+        bounds = sorted({rows.start, *range(-(-rows.start // step) * step, rows.stop, step), rows.stop})
+        for piece in (slice(*pair) for pair in pairwise(bounds)):
             found = self.rounded_values(piece, kind) if kind in ("F16", "BF16") else self.values(piece)
-            planes.narrow(found, kind, result[start - rows.start : piece.stop - rows.start])
+            planes.narrow(found, kind, result[piece.start - rows.start : piece.stop - rows.start])
         return result
 
     @cached_property

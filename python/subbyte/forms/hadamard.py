@@ -52,15 +52,16 @@ def rotate(values: NDArray[np.float64], size: int, *, inverse: bool = False) -> 
         UnsupportedError: there is no transform of this size.
     """
     base, power = factors(size)
-    found = np.array(values, np.float64).reshape(-1, base, power)
-    half = 1
+    found = np.ascontiguousarray(values.reshape(-1, base, power).T, np.float64)  # neighbours are added as long rows
+    shape, half = found.shape, 1
     while half < power:
-        pairs = found.reshape(-1, base, power // (2 * half), 2, half)
-        found = np.concatenate([pairs[..., :1, :] + pairs[..., 1:, :], pairs[..., :1, :] - pairs[..., 1:, :]], axis=-2)
+        pairs = found.reshape(power // (2 * half), 2, -1)
+        found = np.empty_like(pairs)
+        np.add(pairs[:, 0], pairs[:, 1], out=found[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=found[:, 1])
         half *= 2
-    found = found.reshape(-1, base, power)
+    found = found.reshape(shape)
     if base > 1:
-        mixing = matrix(base)
-        found = np.matmul(mixing.T if inverse else mixing, found)
-    turned: NDArray[np.float64] = found.reshape(values.shape) / np.sqrt(np.float64(size))
-    return turned
+        found = np.matmul(matrix(base).T if inverse else matrix(base), found)
+    turned: NDArray[np.float64] = found.T / np.sqrt(np.float64(size))
+    return turned.reshape(values.shape)

@@ -57,6 +57,10 @@ class FluteIndices(Indices):
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
         return self.words.shape[0] * 32 // self.bits, self.words.shape[1] // 2
 
+    @property
+    def together(self) -> int:
+        return group_rows(self.bits // 2, self.tile)
+
     def unpack(self, rows: slice = slice(None)) -> IndexArray:
         start, stop, _ = rows.indices(self.shape[0])
         size = group_rows(self.bits // 2, self.tile)

@@ -43,9 +43,10 @@ class Gptvq(Format):
         if not centroids.data.size or entries != 1 << bits or not 0 < bits <= 16:
             raise FormatError(f"plane 'centroids' has shape {list(centroids.shape)}: expected 2^n vectors, n up to 16")
         check_setting(params, "vq_dim", length, "plane 'centroids' has vectors of")
-        if setting_int(params, "bits_per_weight", bits // length) * length != bits:
+        of_weight = setting_int(params, "bits_per_weight", bits // length)
+        if of_weight * length != bits:
             raise FormatError(
-                f"plane 'centroids' has {entries} vectors: 'bits_per_weight' is {params['bits_per_weight']}"
+                f"plane 'centroids' has {entries} vectors of {length}, and 'bits_per_weight' is {of_weight}"
             )
         stored = _planes.get(planes, "assignments", ("I16", "I32"), (across, None, down, None))
         vectors, height = stored.shape[1], stored.shape[3]

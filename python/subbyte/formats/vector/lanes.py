@@ -50,6 +50,10 @@ class LaneIndices(Indices):
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
         return self.weights[0], self.weights[1] // self.length
 
+    @property
+    def together(self) -> int:
+        return 2 * TILE
+
     def unpack(self, rows: slice = slice(None)) -> IndexArray:
         start, stop, _ = rows.indices(self.weights[0])
         if stop <= start:

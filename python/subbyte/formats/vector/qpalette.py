@@ -229,7 +229,7 @@ def _hybrid(tlut: Plane, params: Mapping[str, Any]) -> Plane:
     """The values of all states, as the table of a book."""
     count = tlut.shape[0]
     bits = count.bit_length() - 1
-    if count != 1 << bits or bits not in _TLUT_BITS:
+    if bits not in _TLUT_BITS or count != 1 << bits:
         raise FormatError(f"plane 'tlut' has shape {list(tlut.shape)}: expected [2^Q, 2], Q 1 to {_TLUT_BITS[-1]}")
     check_setting(params, "tlut_bits", bits, "plane 'tlut' makes it")
     row, negated = _rows_of_states(bits)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,9 +57,16 @@ class Book:
         tile_row = np.arange(start, stop) * down // max(self.indices.shape[0], 1)
         tile_column = np.arange(found.shape[1]) * across // max(found.shape[1], 1)
         first = (tile_row[:, None] * across + tile_column) * entries
-        table = np.ascontiguousarray(self.entries.float32()).reshape(down * across * entries, height, width)
-        vectors: NDArray[np.float32] = table[first + found].swapaxes(1, 2)
+        vectors: NDArray[np.float32] = np.take(self._table, first + found, axis=0)
+        if height > 1:
+            vectors = vectors.reshape(*found.shape, height, width).swapaxes(1, 2)
         return vectors.reshape(len(found) * height, found.shape[1] * width)
+
+    @cached_property
+    def _table(self) -> NDArray[np.float32]:
+        """The entries of all tiles, one a row."""
+        height, width = self.block
+        return np.ascontiguousarray(self.entries.float32()).reshape(-1, height * width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +100,10 @@ class Additive(Form):
             scales = self.scales.shape
             if len(scales) != 2 or not all(scales) or self.rows % scales[0] or self.columns % scales[1]:
                 raise FormatError(f"scales of shape {list(scales)} do not fit a weight of shape {list(self.shape)}")
+
+    @property
+    def together(self) -> int:
+        return lcm(*(book.block[0] * book.indices.together for book in self.books))
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         return self._values(rows, "F32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,10 @@ class Beside(Form):
         if sum(part.columns for part in self.parts) != self.columns or any(one != self.shape[:-1] for one in expected):
             raise FormatError(f"parts of shapes {[list(p.shape) for p in self.parts]} do not make {list(self.shape)}")
 
+    @property
+    def together(self) -> int:
+        return lcm(*(part.together for part in self.parts))
+
     def values(self, rows: slice) -> NDArray[np.float32]:
         return np.concatenate([part.values(rows) for part in self.parts], axis=1)
 
@@ -49,6 +54,10 @@ class Stacked(Form):
     def __post_init__(self) -> None:
         if sum(part.rows for part in self.parts) != self.rows or any(p.columns != self.columns for p in self.parts):
             raise FormatError(f"parts of shapes {[list(p.shape) for p in self.parts]} do not make {list(self.shape)}")
+
+    @property
+    def together(self) -> int:
+        return lcm(*(part.together for part in self.parts))
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         return np.concatenate([part.values(chosen) for part, chosen in self._chosen(rows)])
@@ -85,6 +94,10 @@ class Ordered(Form):
         if not np.array_equal(np.sort(self.order), np.arange(columns)):
             raise FormatError(f"the order of the columns does not name each of the {columns} columns once")
 
+    @property
+    def together(self) -> int:
+        return self.inner.together
+
     def values(self, rows: slice) -> NDArray[np.float32]:
         return self._ordered(self.inner.values(rows))
 
@@ -116,6 +129,10 @@ class ColumnAffine(Form):
                 f"scales {list(self.scales.shape)} and offsets {list(self.offsets.shape)} of columns do not fit a "
                 f"weight of shape {list(self.inner.shape)}"
             )
+
+    @property
+    def together(self) -> int:
+        return self.inner.together
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         with np.errstate(all="ignore"):

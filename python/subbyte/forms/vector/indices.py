@@ -25,6 +25,11 @@ class Indices(ABC):
     bits: int
     shape: tuple[int, int]
 
+    @property
+    def together(self) -> int:
+        """Rows of indices that are unpacked together."""
+        return 1
+
     @abstractmethod
     def unpack(self, rows: slice = slice(None)) -> IndexArray:
         """The indices of a range of rows: uint32, shape (rows, columns).

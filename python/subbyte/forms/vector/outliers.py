@@ -43,6 +43,10 @@ class Outliers(Form):
         if count and not 0 <= self.columns_of.min() <= self.columns_of.max() < self.columns:
             raise FormatError(f"an outlier is in a column that a weight {list(self.shape)} does not have")
 
+    @property
+    def together(self) -> int:
+        return self.inner.together
+
     def values(self, rows: slice) -> NDArray[np.float32]:
         return self._with_outliers(self.inner.values(rows), rows)
 
@@ -82,6 +86,10 @@ class AddedRows(Form):
             raise FormatError(f"dense rows of shape {list(self.added.shape)} do not fit a weight {list(self.shape)}")
         if rows_of.size and (not 0 <= rows_of.min() <= rows_of.max() < self.rows or len(set(rows_of)) < rows_of.size):
             raise FormatError(f"dense rows: expected different numbers below {self.rows}")
+
+    @property
+    def together(self) -> int:
+        return self.inner.together
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         start, stop, _ = rows.indices(self.rows)

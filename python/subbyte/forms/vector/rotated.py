@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,10 @@ class Rotated(Form):
         for name, factors, of in (("rows", self.row_factors, rows), ("columns", self.column_factors, columns)):
             if factors is not None and factors.shape != (of,):
                 raise FormatError(f"factors of {name} have shape {list(factors.shape)}: expected [{of}]")
+
+    @property
+    def together(self) -> int:
+        return lcm(self.inner.together, self.down or 1)
 
     def values(self, rows: slice) -> NDArray[np.float32]:
         start, stop, _ = rows.indices(self.rows)
