@@ -20,6 +20,7 @@ from dying import contents
 
 import subbyte
 from checkpoints import SMALL_LLAMA, checkpoint, llama_tensors
+from server import serve
 from subbyte.convert.journal import journal_path
 
 if sys.platform != "linux":
@@ -61,12 +62,13 @@ def cluster() -> Iterator[Any]:
 
 
 def start(
-    src: Path, dst: Path, to: str, *, chunk: int = 1 << 14, executor: str = "ray", cluster: Any = None
+    src: Path | str, dst: Path, to: str, *, chunk: int = 1 << 14, executor: str = "ray", cluster: Any = None
 ) -> subprocess.Popen[str]:
-    """A run of its own process, with a relative path as source."""
+    """A run of its own process, with an address or a relative path as source."""
+    given, folder = (src, None) if isinstance(src, str) else (src.name, src.parent)
     environment = os.environ | ({"RAY_ADDRESS": cluster.address} if cluster else {})
-    command = [sys.executable, "-c", DRIVER, src.name, os.fspath(dst), to, str(chunk), executor]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=src.parent)
+    command = [sys.executable, "-c", DRIVER, given, os.fspath(dst), to, str(chunk), executor]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
 
 
 def finish(process: subprocess.Popen[str]) -> Any:
@@ -110,6 +112,20 @@ def test_the_bytes_are_those_of_a_local_run(tmp_path: Path, cluster: Any, name: 
     subbyte.convert(SMALL_LLAMA, tmp_path / "local" / name, to=to)
     finish(start(SMALL_LLAMA, tmp_path / name, to, chunk=1 << 21, cluster=cluster))
     assert contents(tmp_path / name) == contents(tmp_path / "local" / name)
+
+
+def test_workers_read_quantized_layers_and_remote_sources(tmp_path: Path, cluster: Any) -> None:
+    quantized = tmp_path / "quantized"
+    subbyte.convert(SMALL_LLAMA, quantized, to="gptq")
+    subbyte.convert(quantized, tmp_path / "local.gguf", to="gguf")
+    finish(start(quantized, tmp_path / "out.gguf", "gguf", cluster=cluster))
+    with serve({f"quantized/{path.name}": path.read_bytes() for path in quantized.iterdir()}) as server:
+        finish(start(server.url + "quantized/", tmp_path / "remote.gguf", "gguf", cluster=cluster))
+        asked = {where for where, _ in server.requests}
+    assert "quantized/model.safetensors" in asked
+    good = (tmp_path / "local.gguf").read_bytes()
+    assert (tmp_path / "out.gguf").read_bytes() == good
+    assert (tmp_path / "remote.gguf").read_bytes() == good
 
 
 def test_units_of_killed_workers_are_done_again(tmp_path: Path, cluster: Any) -> None:
