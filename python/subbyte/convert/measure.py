@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from subbyte.convert.types import FLOATS, quantized
 from subbyte.convert.values import to_float32
-from subbyte.forms import Biased, Form
+from subbyte.forms import Biased, BlockScaled, Codes, DualScaled, FloatZero, Form, Microscaled
 from subbyte.ggml import TYPES
 from subbyte.layout import can_clip, clipped
 from subbyte.routes import blocks
@@ -153,9 +153,16 @@ class Errors:
 
 def _operands(form: Form | None, rows: slice) -> NDArray[np.float64] | None:
     """By row, the largest sum of magnitudes that a value is computed from, where it is a sum; shape (rows, 1)."""
-    if not isinstance(form, Biased):
+    if isinstance(form, Biased):
+        biases = np.abs(form.biases.float32().astype(np.float64))
+        scales = np.abs(form.scales.float32().astype(np.float64))
+    elif isinstance(form, FloatZero | DualScaled) and form.scales.data.ndim == 2:
+        scales = np.abs(form.scales.float32().astype(np.float64))
+        if isinstance(form, DualScaled):
+            scales = scales * np.abs(form.column_scales.float32().astype(np.float64)).max()
+        biases = scales * np.abs(form.zeros.float32().astype(np.float64))
+    else:
         return None
-    scales, biases = (np.abs(plane.float32().astype(np.float64)) for plane in (form.scales, form.biases))
     top = float(1 << form.codes.bits)
     found: NDArray[np.float64] = (scales * top + biases)[rows].max(axis=1, keepdims=True)
     return found
@@ -164,6 +171,15 @@ def _operands(form: Form | None, rows: slice) -> NDArray[np.float64] | None:
 def bits_of(name: str) -> int | None:
     """Whole bits per weight of a ggml type in blocks; None for others."""
     return 8 * TYPES[name].block_bytes // TYPES[name].block if quantized(name) else None
+
+
+def code_bits(form: Form) -> int:
+    """Bits of integers that round as finely as the codes of a form, which may be stored in wider elements."""
+    if isinstance(form, BlockScaled | Microscaled) and form.element != "I8":
+        # A float of m digits after the first one rounds like an integer of m + 3 bits.
+        return {"F8_E5M2": 5, "F8_E5M2FNUZ": 5, "E2M1": 4, "E3M2": 5}.get(form.element, 6)
+    codes = getattr(form, "codes", None)
+    return codes.bits if isinstance(codes, Codes) else 8
 
 
 def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

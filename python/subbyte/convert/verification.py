@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from subbyte.convert.layers import Layers, layer_of
 from subbyte.convert.manifest import combined, digest, read_manifest
-from subbyte.convert.measure import Errors, Stored, bits_of
+from subbyte.convert.measure import Errors, Stored, bits_of, code_bits
 from subbyte.convert.recipe import Recipe, computed
 from subbyte.convert.report import Report, Row, finite, table
 from subbyte.convert.rows import Rows
@@ -418,8 +418,9 @@ def _stored(recipe: Recipe, scale: NDArray[np.float32] | None) -> Stored:
     if not recipe.content.layered:
         return Stored(recipe.type, bits_of(recipe.type), None, scale)
     layers, name = layer_of(recipe.content)
-    bits = 8 * recipe.source_nbytes // max(recipe.elements, 1)
-    return Stored("F32", max(bits, 1), None if layers[name].transposed else layers.form(name))
+    form = layers.form(name)
+    bits = min(8 * recipe.source_nbytes // max(recipe.elements, 1), code_bits(form))
+    return Stored("F32", max(bits, 1), None if layers[name].transposed else form)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

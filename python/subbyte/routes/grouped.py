@@ -290,12 +290,14 @@ class Sinq(Target):
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         metas = {name.removesuffix(".weight"): layer.params.get("meta") for name, layer in layers.items()}
-        first = next((meta for meta in metas.values() if meta), None) or {}
+        first = next(iter(metas.values())) or {}
         config = {
-            "quant_method": self.id, "nbits": first.get("nbits", 4), "group_size": first.get("group_size", 64),
-            "tiling_mode": "2D" if "2d" in str(first.get("method")).lower() else "1D",
-            "method": first.get("method", "sinq_hf"), "modules_to_not_convert": modules(dense),
+            "quant_method": self.id, "tiling_mode": "2D" if "2d" in str(first.get("method")).lower() else "1D",
+            "method": first.get("method"), "modules_to_not_convert": modules(dense),
         }  # fmt: skip
+        for key in ("nbits", "group_size"):
+            found = {meta[key] for meta in metas.values() if meta}
+            config |= {key: found.pop()} if len(found) == 1 else {}
         side = {module: {"meta": meta} for module, meta in metas.items()}
         return Settings({"quantization_config": config}, {"model.safetensors.index.json.meta.json": side})
 
