@@ -135,7 +135,8 @@ tensor's own. The block types are those of the table of codecs, without `gguf.q8
 
 The best class of a typical layer: `exact` moves the codes, `exact-value` writes other codes of the same values,
 `rounded` rounds a parameter within a bound that the plan states, `requantized` needs `--lossy`. For GGUF the type is
-given that has it; `gguf` without a type takes it where nothing rounds, and floats otherwise. A conversion looks at the values of every layer, and
+given that has it; `gguf` without a type takes it where nothing rounds, and floats otherwise. A conversion looks at the
+values of every layer, and
 `subbyte plan` says what becomes of each, and why. Where nothing else is said, codes are symmetric, in groups of 128.
 
 {checkpoints()}

@@ -36,18 +36,11 @@ TABLE = {
 _TARGETS = ("gptq", "awq", "compressed-tensors", "mlx", "gguf")
 _LETTERS = {"exact": "L", "exact-value": "L", "rounded": "P"}
 
-#: Parameters that could round, but are not moved yet: the layers are quantized again.
-_NOT_YET = {
-    ("mlx, affine", "gguf"), ("quanto, int4", "gguf"), ("hqq", "mlx"), ("hqq", "gguf"),
-    ("bitsandbytes, int8", "gptq"), ("bitsandbytes, int8", "compressed-tensors"), ("bitsandbytes, int8", "mlx"),
-    ("bitsandbytes, int8", "gguf"),
-}  # fmt: skip
-
 
 @pytest.mark.parametrize("source", TABLE)
 def test_classes_of_the_specification(source: str) -> None:
     for target, letter in zip(_TARGETS, TABLE[source].split(), strict=True):
-        if letter != "-" and (source, target) not in _NOT_YET:
+        if letter != "-":
             found = matrix.fit(source, target)
             assert "LPR".index("R" if found is None else _LETTERS[found.kind]) <= "LPR".index(letter), target
             assert (found is None) == (letter == "R"), target
@@ -61,7 +54,7 @@ def test_every_source_is_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("source", "type"),
     [("gptq, 4 bits", "Q4_0"), ("gptq, 4 bits, asymmetric", "Q5_0"), ("gptq, 3 bits, asymmetric", "Q4_0"),
-     ("gptq, 8 bits", "Q8_0"), ("mxfp4", "MXFP4"),
+     ("gptq, 8 bits", "Q8_0"), ("mlx, affine", "Q4_1"), ("bitsandbytes, int8", "Q8_0"), ("mxfp4", "MXFP4"),
      ("modelopt, nvfp4", "NVFP4"), ("bitnet", "TQ2_0")],
 )  # fmt: skip
 def test_types_of_gguf(source: str, type: str) -> None:

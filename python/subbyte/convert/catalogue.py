@@ -132,26 +132,25 @@ def list_conversions() -> list[dict[str, Any]]:
 
 
 def conversion_matrix(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The conversions as text: a table for each family of targets, with a letter for the class."""
+    """The conversions as text: a table for each family of targets, and one for layers; a letter for each class."""
     legend = ", ".join(f"{letter} {name}" for name, letter in CLASSES.items())
     parts = [legend, "requantized: only with --lossy; . not possible"]
-    sources = list(dict.fromkeys(row["source"] for row in rows))
-    letters = {(row["source"], row["target"]): CLASSES[row["class"]] for row in rows}
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
         family = row["target"].partition(".")[0]
-        group = groups.setdefault(family if family in FAMILIES else "checkpoint formats", [])
-        group += [row["target"]] if row["target"] not in group else []
-    for family, targets in groups.items():
-        titles = [target.partition(".")[2] or ("(own)" if target in FAMILIES else target) for target in targets]
-        height = max(map(len, titles))
-        width = max(len(source) for source, target in letters if target in targets)
+        group = groups.setdefault("layers" if row["source"] in matrix.SOURCES else family, {})
+        group.setdefault(row["source"], {})[row["target"]] = CLASSES[row["class"]]
+    for name, group in groups.items():
+        targets = list(dict.fromkeys(target for letters in group.values() for target in letters))
+        titles = [target.partition(".")[2] or ("(own)" if target == name else target) for target in targets]
+        height, width = max(map(len, titles)), max(map(len, group))
         head = [" ".join(title.rjust(height)[line] for title in titles) for line in range(height)]
-        parts += ["", f"to {family}:"] + [f"{'':{width}}  {line}".rstrip() for line in head]
-        for source in sources:
-            cells = [letters.get((source, target), ".") for target in targets]
-            if any(cell != "." for cell in cells):
-                parts.append(f"{source:{width}}  {' '.join(cells)}")
+        title = "layers of quantized checkpoints:" if name == "layers" else f"to {name}:"
+        parts += ["", title] + [f"{'':{width}}  {line}".rstrip() for line in head]
+        parts += [
+            f"{source:{width}}  {' '.join(letters.get(target, '.') for target in targets)}"
+            for source, letters in group.items()
+        ]
     return "\n".join(parts)
 
 
