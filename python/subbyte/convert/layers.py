@@ -32,6 +32,9 @@ from subbyte.routes.fit import Grade, MisfitError
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
+_MOST_LOOKED_AT = 64 << 20
+"""Bytes of layers whose mapped pages may be in memory at the same time."""
+
 T = TypeVar("T")
 
 
@@ -82,6 +85,7 @@ class Layers(Mapping[str, Layer]):
         self.tensors = SafetensorsFile(path, mmap=False)
         self._layers = {name: weight.layer for name, weight in self._mapped.items() if weight.layer is not None}
         self.kept = Kept()
+        self._looked_at = 0
         self._held: dict[tuple[str, str], Moved | MisfitError] = {}
 
     def __getitem__(self, name: str) -> Layer:
@@ -105,6 +109,10 @@ class Layers(Mapping[str, Layer]):
         """
         if isinstance(self.path, remote.RemotePath):
             return self._form(name, _assumed)
+        self._looked_at += self.nbytes(name)
+        if self._looked_at > _MOST_LOOKED_AT and isinstance(self._mapped.source, SafetensorsFile):
+            self._mapped.source.release()
+            self._looked_at = 0
         return self._mapped[name].form()
 
     def held(self, name: str, type: str) -> Moved:

@@ -91,6 +91,7 @@ class SafetensorsFile(OpenFiles[SafetensorsTensor]):
 
     def __init__(self, path: str | os.PathLike[str], *, mmap: bool = True) -> None:
         files, index = _resolve(place(path))
+        self._mapped = mmap and not any(isinstance(file, RemotePath) for file in files)
         self._paths = [os.fspath(file) for file in files]
         self._readers: list[_native.SafetensorsReader] | None = []
         self._entries: dict[str, SafetensorsTensor] = {}
@@ -172,6 +173,23 @@ class SafetensorsFile(OpenFiles[SafetensorsTensor]):
         if dtype == np.bool_ and data.size and data.max() > 1:
             raise CorruptError("a bool is stored as neither 0 nor 1", file=tensor.path, tensor=name)
         return typed(data, dtype, tensor.shape)
+
+    def release(self) -> None:
+        """Lets go of the pages of mapped files that were read, but for those of arrays that are still in use.
+
+        Does nothing to files that are not mapped, and to closed ones.
+
+        Raises:
+            CorruptError: a file has changed since it was opened.
+            IoError: a file cannot be opened any more.
+        """
+        if self._readers is None or not self._mapped:
+            return
+        headers = [reader.tensors() for reader in self._readers]
+        self._readers = [_native.SafetensorsReader(path, True) for path in self._paths]
+        for path, before, reader in zip(self._paths, headers, self._readers, strict=True):
+            if reader.tensors() != before:
+                raise CorruptError("the file was changed while it was open", file=path)
 
     def close(self) -> None:
         self._readers = None
