@@ -50,9 +50,7 @@ from subbyte.formats.base import (
 from subbyte.forms import ByteCodes, Form, RowTable
 from subbyte.forms.affine import spread
 from subbyte.planes import FLOATS, Plane
-
-_ROUNDS = 50
-"""Rounds of k-means; it ends earlier where the error stays."""
+from subbyte.quantize.k_means import k_means_of_row
 
 
 class Any4(Format):
@@ -102,7 +100,7 @@ class Any4(Format):
         wide = spread(scales, columns, group_size)
         scaled = (values - spread(zeros, columns, group_size)) / wide + np.float32(shift)
         weights = _importance(importance, columns) * wide
-        fitted = [_k_means(row, weight, 1 << bits) for row, weight in zip(scaled, weights, strict=True)]
+        fitted = [k_means_of_row(row, weight, 1 << bits) for row, weight in zip(scaled, weights, strict=True)]
         codes = np.stack([code for code, _ in fitted])
         tables = _planes.rounded(np.stack([table for _, table in fitted]), source.kind)
         planes = {
@@ -182,43 +180,6 @@ def _importance(importance: Any, columns: int) -> NDArray[np.float32]:
     if found.shape != (columns,) or found.min() < 0:
         raise ArgumentError(f"importance of shape {list(found.shape)}: expected {columns} values, none negative")
     return found
-
-
-def _k_means(
-    row: NDArray[np.float32], weight: NDArray[np.float32], count: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Codes and means of the better of two weighted one-dimensional k-means: from quantiles, and from even steps."""
-    order = np.argsort(row, kind="stable")
-    values, mass = row[order].astype(np.float64), weight[order].astype(np.float64)
-    sums = np.stack([np.concatenate([[0.0], np.cumsum(mass * values**power)]) for power in range(3)])
-    quantiles = values[((np.arange(count) + 0.5) / count * len(values)).astype(np.intp)]
-    results = [_lloyd(values, sums, start) for start in (quantiles, np.linspace(values[0], values[-1], count))]
-    table = min(results, key=lambda result: result[1])[0].astype(np.float32)
-    codes = np.searchsorted((table[1:] + table[:-1]) / np.float32(2), row, side="right")
-    return codes.astype(np.uint8), table
-
-
-def _lloyd(
-    values: NDArray[np.float64], sums: NDArray[np.float64], means: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], float]:
-    """Means of Lloyd's algorithm, and the weighted sum of squared errors.
-
-    Args:
-        values: sorted.
-        sums: of the weights, and of them times the first and second powers of the values, before each value.
-        means: where to start.
-    """
-    error = np.inf
-    for _ in range(_ROUNDS):
-        means = np.sort(means)  # that of an empty cluster stays where it was
-        ends = np.searchsorted(values, (means[1:] + means[:-1]) / 2, side="right")
-        bounds = np.concatenate([[0], ends, [len(values)]])
-        total, moment, square = np.diff(sums[:, bounds], axis=1)
-        means = np.where(total > 0, moment / np.where(total > 0, total, 1), means)
-        before, error = error, float((square - 2 * means * moment + means**2 * total).sum())
-        if not error < before:
-            break
-    return np.sort(means), error
 
 
 FORMATS = {"any4": Any4()}

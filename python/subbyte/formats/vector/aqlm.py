@@ -18,6 +18,10 @@ of the codebooks.
 Settings: ``quantization_config`` of config.json with ``quant_method: "aqlm"`` and the names above;
 ``linear_weights_not_to_quantize`` lists the names of dense tensors. Without settings the shapes of the planes count.
 The bias of a module is a dense tensor beside its planes.
+
+Writer: scale = norm of the rows of a block + 1e-9; the scaled blocks are encoded by
+`subbyte.quantize.k_means.additive`, an error weighing the square of its scale and the importance of its column.
+Parameters are of type F16 for F32 weights.
 """
 
 from __future__ import annotations
@@ -28,13 +32,18 @@ from typing import Any
 import numpy as np
 
 from subbyte import planes as _planes
+from subbyte.codec import Encoded
 from subbyte.errors import FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, optional_settings
-from subbyte.formats.vector.tables import check_setting, finite
+from subbyte.formats.base import Folder, Format, Layer, encoded, optional_settings, setting_int
+from subbyte.formats.vector.tables import check_setting, finite, matrix
 from subbyte.forms import Form
 from subbyte.forms.vector import Additive, ArrayIndices, Book
 from subbyte.forms.vector.indices import as_signed
 from subbyte.planes import Plane
+from subbyte.quantize.k_means import additive
+
+_LEAST = {"F16": np.float32(2.0**-24), "BF16": np.float32(2.0**-126)}
+"""The least scale, of rows of zeros."""
 
 _TYPES = {8: "I8", 16: "I16", 32: "I32"}
 
@@ -74,6 +83,41 @@ class Aqlm(Format):
             for at in range(count)
         )
         return Additive((rows, columns), books, Plane(scales.data.reshape(down, 1), scales.kind))
+
+    def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
+        config = optional_settings(params) if "quantization_config" in params else params
+        count, bits = setting_int(config, "num_codebooks", 1), setting_int(config, "nbits_per_codebook", 16)
+        height, width = setting_int(config, "out_group_size", 1), setting_int(config, "in_group_size", 8)
+        if not (0 < count <= 64 and 0 < bits <= 16 and height > 0 and width > 0):
+            raise FormatError(f"{count} codebooks of {bits} bits for blocks {[height, width]}: expected positive sizes")
+        source, of_columns = matrix(array, importance)
+        rows, columns = source.shape
+        if rows % height or columns % width:
+            raise UnsupportedError(f"blocks of {[height, width]} do not divide a weight {[rows, columns]}")
+        kind = source.kind if source.kind != "F32" else "F16"
+        values = source.float32()
+        down, across = rows // height, columns // width
+        norms = np.linalg.norm(values.reshape(down, -1), axis=1).astype(np.float32) + np.float32(1e-9)
+        scales = _planes.finite_plane(np.maximum(norms, _LEAST[kind]), kind)
+        factors = scales.float32()
+        blocks = (values.reshape(down, -1) / factors[:, None]).reshape(down, height, across, width).swapaxes(1, 2)
+        points = np.ascontiguousarray(blocks).reshape(-1, height * width)
+        weights = (factors * factors)[:, None, None] / np.float32(np.square(factors).mean())
+        if importance is None:
+            weights = np.broadcast_to(weights, (down, across, 1))
+        else:
+            weights = weights * np.tile(of_columns.reshape(across, width), height)
+        weights = np.ascontiguousarray(weights).reshape(len(points), -1)
+        tables, codes = additive(points, weights, [1 << bits] * count, kind)
+        books = tuple(
+            Book(
+                ArrayIndices(codes[:, at].reshape(down, across), bits),
+                _planes.finite_plane(table.reshape(1, 1, -1, height, width), kind),
+            )
+            for at, table in enumerate(tables)
+        )
+        form = Additive((rows, columns), books, Plane(scales.data.reshape(down, 1), kind))
+        return encoded(self.id, self.write(form, params), source.shape, params)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         if not isinstance(form, Additive) or form.scales is None:

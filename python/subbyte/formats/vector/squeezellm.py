@@ -19,6 +19,9 @@ startrows         I32   any              how kernels share the work; of no meani
 w = table[code] + outlier + dense row, in float32. The sparse planes come together or not at all.
 
 Settings, all optional: ``bits``, ``shape`` and ``sparse``.
+
+Writer: with ``sparse``, the 0.45 % largest weights are outliers, and 0 in what follows. A table is the k-means of a
+row, weighted by the importance of the columns; an outlier is the weight less the value of its code.
 """
 
 from __future__ import annotations
@@ -29,12 +32,17 @@ from typing import Any
 import numpy as np
 
 from subbyte import planes as _planes
+from subbyte.codec import Encoded
 from subbyte.errors import FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, optional_settings, setting_bool
-from subbyte.formats.vector.tables import check_setting, check_shape, finite
-from subbyte.forms import Form, PackedCodes, RowTable
+from subbyte.formats.base import Folder, Format, Layer, encoded, optional_settings, setting_bool, setting_int
+from subbyte.formats.vector.tables import check_setting, check_shape, finite, matrix
+from subbyte.forms import ByteCodes, Form, PackedCodes, RowTable
 from subbyte.forms.vector import AddedRows, Outliers
 from subbyte.planes import Plane
+from subbyte.quantize.k_means import k_means_of_row
+
+_OUTLIERS = 0.0045
+"""Share of the weights that the writer stores apart."""
 
 _SPARSE = ("rows", "cols", "vals")
 _DENSE = ("full_rows", "full_row_indices")
@@ -77,6 +85,30 @@ class SqueezeLlm(Format):
             except FormatError as e:
                 raise FormatError(f"plane 'full_row_indices': {e.message}") from e
         return form
+
+    def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
+        config = optional_settings(params) if "quantization_config" in params else params
+        bits = setting_int(config, "bits", 4, allowed=(3, 4))
+        source, of_columns = matrix(array, importance)
+        rows, columns = source.shape
+        if columns % 32:
+            raise UnsupportedError(f"{columns} columns: SqueezeLLM needs a multiple of 32")
+        values = source.float32()
+        outlier = np.zeros(values.shape, bool)
+        if setting_bool(config, "sparse", False):
+            outlier.reshape(-1)[
+                np.argsort(-np.abs(values), axis=None, kind="stable")[: int(values.size * _OUTLIERS)]
+            ] = True
+        kept = np.where(outlier, np.float32(0), values)
+        fitted = [k_means_of_row(row, of_columns, 1 << bits) for row in kept]
+        codes, tables = np.stack([code for code, _ in fitted]), np.stack([table for _, table in fitted])
+        packed = ByteCodes(codes, bits)
+        form: Form = RowTable((rows, columns), packed, Plane(tables, "F32"), None, None, columns)
+        if setting_bool(config, "sparse", False):
+            offsets = np.concatenate([[0], np.cumsum(outlier.sum(axis=1))])
+            added = (values - np.take_along_axis(tables, codes.astype(np.intp), axis=1))[outlier]
+            form = Outliers((rows, columns), form, offsets, np.nonzero(outlier)[1], Plane(added, "F32"))
+        return encoded(self.id, self.write(form, params), source.shape, params)
 
     def _has(self, planes: Mapping[str, Any], names: Sequence[str], config: Mapping[str, Any]) -> bool:
         """Whether a layer has these planes, which come together; the setting ``sparse`` may say so."""

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from subbyte import planes as _planes
-from subbyte.errors import FormatError
+from subbyte.errors import FormatError, UnsupportedError
 from subbyte.formats.base import setting_int
 from subbyte.planes import FLOATS, Plane
+from subbyte.quantize.grid import checked_weights
 
 
 def finite(
@@ -46,3 +48,18 @@ def check_shape(values: Mapping[str, Any], shape: Sequence[int], plane: str, key
     given = values.get(key, list(shape))
     if not isinstance(given, Sequence) or isinstance(given, str) or list(given) != list(shape):
         raise FormatError(f"setting '{key}' is {given!r:.60}, but plane '{plane}' makes it {list(shape)}")
+
+
+def matrix(array: Any, importance: Any) -> tuple[Plane, NDArray[np.float32]]:
+    """A weight to encode, and the weights of its columns (1 without importance).
+
+    Raises:
+        UnsupportedError: it is no matrix with elements.
+        ArgumentError: the importance does not fit.
+        NonFiniteError: NaN or infinity.
+    """
+    source = _planes.source(array)
+    if source.data.ndim != 2 or not source.data.size:
+        raise UnsupportedError(f"the format stores matrices; the array has shape {list(source.shape)}")
+    weights = checked_weights(importance, None, source.shape[1])
+    return source, np.ones(source.shape[1], np.float32) if weights is None else weights

@@ -27,6 +27,10 @@ Settings of a layer: ``vector_lens`` [v', v], ``num_centroids`` [K', K], ``num_r
 ``group_num``, ``group_size``, ``outlier_size``, ``in_features``, ``out_features``, ``enable_norm`` (scale and bias),
 ``enable_perm``, ``is_indice_packed``. In config.json they are in ``quantization_config.config_for_layers`` by module,
 or in ``shared_layer_config`` by the last part of its name.
+
+Writer: weight_bias and weight_scale are the minimum of a column and its range; columns are in the order of their
+importance, if it is given. Codebooks and indices of outliers and of every group are those of
+`subbyte.quantize.k_means.additive`. Parameters are of type F16 for F32 weights.
 """
 
 from __future__ import annotations
@@ -35,16 +39,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from subbyte import planes as _planes
 from subbyte.arrays import Array
+from subbyte.codec import Encoded
 from subbyte.errors import FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, setting_bool, setting_int, setting_text
-from subbyte.formats.vector.tables import finite
+from subbyte.formats.base import Folder, Format, Layer, encoded, setting_bool, setting_int, setting_text
+from subbyte.formats.vector.tables import finite, matrix
 from subbyte.forms import Form
 from subbyte.forms.vector import Additive, ArrayIndices, Beside, Book, ColumnAffine, Ordered, StreamIndices
 from subbyte.forms.vector.indices import Indices, pack_stream
 from subbyte.planes import Plane
+from subbyte.quantize.grid import Floats
+from subbyte.quantize.k_means import additive
 
 _INTEGERS = ("I16", "I32", "I64")
 
@@ -86,6 +94,44 @@ class Vptq(Format):
             scale, bias = (finite(planes, name, kind, (columns,)) for name in ("weight_scale", "weight_bias"))
             form = ColumnAffine((rows, columns), form, scale, bias)
         return form
+
+    def encode(self, array: Any, *, params: Mapping[str, Any], importance: Any) -> Encoded:
+        source, of_columns = matrix(array, importance)
+        rows, columns = source.shape
+        params = {"in_features": columns, "out_features": rows, **params}
+        kind = source.kind if source.kind != "F32" else "F16"
+        values: NDArray[np.float32] = source.float32()
+        scale = offset = None
+        if setting_bool(params, "enable_norm", False):
+            low, high = values.min(axis=0), values.max(axis=0)
+            offset = _planes.finite_plane(low, kind)
+            scale = _planes.finite_plane(np.where(high > low, high - low, np.float32(1)), kind)
+            factors = np.where(scale.float32() > 0, scale.float32(), np.float32(1))
+            values = ((values - offset.float32()) / factors).astype(np.float32)
+            of_columns = of_columns * factors * factors
+            of_columns = of_columns / of_columns.max()
+        order = np.arange(columns)
+        if importance is not None and setting_bool(params, "enable_perm", False):
+            order = np.argsort(-np.asarray(importance), kind="stable")
+        outliers = setting_int(params, "outlier_size", 0)
+        sizes = [(0, [outliers])] if outliers else []
+        sizes.append((1, [_size(params, "group_size")] * _size(params, "group_num")))
+        parts, begin = [], 0
+        for at, widths in sizes:
+            counts = [one for key in ("num_centroids", "num_res_centroids") if (one := _pair(params, key, at))]
+            for width in widths:
+                chosen = order[begin : begin + width]
+                length = _pair(params, "vector_lens", at)
+                if len(chosen) < width or width < 1 or not length or not counts:
+                    raise FormatError(f"'group_size', 'vector_lens' and 'num_centroids' do not fit {columns} columns")
+                parts.append(_fitted(values[:, chosen], of_columns[chosen], length, counts[: at + 1], kind))
+                begin += width
+        form: Form = parts[0] if len(parts) == 1 else Beside((rows, columns), tuple(parts))
+        if setting_bool(params, "enable_perm", False):
+            form = Ordered((rows, columns), form, order)
+        if scale is not None and offset is not None:
+            form = ColumnAffine((rows, columns), form, scale, offset)
+        return encoded(self.id, self.write(form, params), source.shape, params)
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         planes: dict[str, Plane] = {}
@@ -255,6 +301,29 @@ def _groups(
         Additive((rows, group_size), tuple(_book(i, table, group) for i, table in zip(found, tables, strict=True)))
         for group, found in enumerate(indices)
     ]
+
+
+def _fitted(values: Floats, of_columns: Floats, length: int, counts: list[int], kind: str) -> Additive:
+    """A part of a weight in codebooks of ``counts`` vectors along its columns."""
+    rows, columns = values.shape
+    down = -(-rows // length)
+    padded, weights = (np.zeros((down * length, columns), np.float32) for _ in range(2))
+    padded[:rows], weights[:rows] = values, of_columns
+    points, heavy = (
+        np.ascontiguousarray(one.reshape(down, length, columns).swapaxes(1, 2)).reshape(-1, length)
+        for one in (padded, weights)
+    )
+    tables, codes = additive(points, heavy if rows % length else heavy[:, :1], counts, kind)
+    return Additive(
+        (rows, columns),
+        tuple(
+            Book(
+                ArrayIndices(codes[:, at].reshape(down, columns), max((len(table) - 1).bit_length(), 1)),
+                _planes.finite_plane(table.reshape(1, 1, -1, length, 1), kind),
+            )
+            for at, table in enumerate(tables)
+        ),
+    )
 
 
 def _stackable(part: Form, first: Form) -> bool:
