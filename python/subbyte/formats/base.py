@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from subbyte.arrays import Array
 from subbyte.codec import Encoded
 from subbyte.errors import ArgumentError, FormatError, UnsupportedError
@@ -126,6 +129,10 @@ class Format(ABC):
         """
         return 0
 
+    def shares_maximum(self, params: Mapping[str, Any], shape: Sequence[int]) -> bool:
+        """Whether `separable` holds once encoders know the largest magnitude of the weight (`largest_magnitude`)."""
+        return False
+
     @abstractmethod
     def read(self, planes: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
         """The layer as a canonical form.
@@ -153,6 +160,14 @@ class Format(ABC):
             FormatError: tensors and settings contradict each other; the message names both.
         """
         raise UnsupportedError(f"format '{self.id}' has no checkpoints of its own")
+
+
+def largest_magnitude(values: NDArray[np.float32], params: Mapping[str, Any]) -> np.float32:
+    """The largest magnitude of a weight: of these values, or where they are a range of its rows the parameter
+    ``maximum``.
+    """
+    known = params.get("maximum")
+    return np.float32(np.abs(values).max(initial=0) if known is None else known)
 
 
 def settings(params: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from subbyte import planes as _planes
 from subbyte.arrays import Array
 from subbyte.errors import Error
@@ -25,7 +27,8 @@ def encode_ranges(
 ) -> dict[str, Plane]:
     """The planes of a weight that is read by ranges of rows: those that encoding all of it gives.
 
-    A weight whose rows are not independent in the format (`Format.separable`) is read and encoded whole.
+    A weight whose rows are not independent in the format (`Format.separable`) is read and encoded whole; one whose rows
+    share their largest magnitude is read twice.
 
     Args:
         format: the format.
@@ -44,6 +47,9 @@ def encode_ranges(
     step = format.separable(params, shape) if count * shape[-1] > 2 * _ELEMENTS else 0
     if step and count >= 2 * step:
         forms = []
+        if format.shares_maximum(params, shape):
+            largest = [np.abs(_planes.source(rows(*part)).float32()).max() for part in _ranges(count, step, shape[-1])]
+            params = {**params, "maximum": float(max(largest))}
         for start, stop in _ranges(count, step, shape[-1]):
             own = {**params, "shape": [stop - start, shape[-1]]} if "shape" in params else params
             try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from subbyte.forms.base import Form
 from subbyte.forms.codes import Codes, PackedCodes
+from subbyte.forms.scaled import BlockScaled
 from subbyte.planes import Plane
 
 
@@ -37,8 +39,13 @@ def join(forms: Sequence[Form], shape: tuple[int, ...]) -> Form | None:
     if any(type(form) is not type(first) for form in forms):
         return None
     changed: dict[str, Any] = {"shape": shape}
+    whole = [form.scales for form in forms if isinstance(form, BlockScaled) and _one_scale(form)]
+    if len(whole) == len(forms):
+        if not all(_same(scales, whole[0]) for scales in whole):
+            return None
+        changed |= {"scales": whole[0], "block": (prod(shape[:-1]), first.columns)}
     for field in fields(first):  # type: ignore[arg-type]
-        if field.name == "shape":
+        if field.name in changed:
             continue
         joined = _joined([getattr(form, field.name) for form in forms], forms, field.name)
         if joined is None:
@@ -75,6 +82,11 @@ def _joined(values: Sequence[Any], forms: Sequence[Form], name: str) -> Any:
     if isinstance(first, np.ndarray):
         return np.concatenate(values)
     return first if all(value == first for value in values) else None
+
+
+def _one_scale(form: BlockScaled) -> bool:
+    """Whether one scale belongs to all of it, of several rows."""
+    return form.scales.data.size == 1 and form.block[0] > 1
 
 
 def _same(value: Any, first: Any) -> bool:

@@ -108,7 +108,7 @@ class CompressedTensors(Format):
         if scheme.integer:
             form = integers.encode(source, scheme, params, importance)
         else:
-            form = floats.encode(source, scheme)
+            form = floats.encode(source, scheme, params)
             form = refined(form, source, params, importance) if isinstance(form, Microscaled) else form
         return encoded(self.id, self.write(form, params), source.shape, params)
 
@@ -118,9 +118,13 @@ class CompressedTensors(Format):
             return 0
         scheme = choose(config, params.get("group"), {})
         height, _ = scheme.step(shape[0], shape[1])
-        if scheme.default == "nvfp4-pack-quantized" or scheme.strategy == "tensor":
-            return 0
+        if scheme.strategy == "tensor":
+            return 0 if scheme.integer else 32
         return lcm(height, 32)
+
+    def shares_maximum(self, params: Mapping[str, Any], shape: Sequence[int]) -> bool:
+        scheme = choose(_settings(params), params.get("group"), {})
+        return scheme.default == "nvfp4-pack-quantized" or scheme.strategy == "tensor"
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         config = _settings(params)

@@ -10,6 +10,7 @@ import numpy as np
 
 from subbyte import planes as _planes
 from subbyte.errors import FormatError, UnsupportedError
+from subbyte.formats.base import largest_magnitude
 from subbyte.formats.compressed_tensors.integers import expanded, magnitudes, nonzero
 from subbyte.formats.compressed_tensors.scheme import BLOCK_FORMATS, Scheme
 from subbyte.forms import BlockScaled, ByteCodes, Form, Microscaled, PackedCodes
@@ -121,14 +122,16 @@ def _write_blocks(form: Form, format: str) -> dict[str, Plane]:
     return planes
 
 
-def encode(source: Plane, scheme: Scheme) -> Form:
+def encode(source: Plane, scheme: Scheme, params: Mapping[str, Any]) -> Form:
     """The form that compressed-tensors makes of a float matrix."""
     rows, columns = source.shape
     values = source.float32()
     format = scheme.default
     if format not in BLOCK_FORMATS:
         step = scheme.step(rows, columns)
-        scale = nonzero(rounded(magnitudes(values, step) / np.float32(448), source.kind), source.kind)
+        whole = scheme.strategy == "tensor"
+        maxima = np.full((1, 1), largest_magnitude(values, params)) if whole else magnitudes(values, step)
+        scale = nonzero(rounded(maxima / np.float32(448), source.kind), source.kind)
         with np.errstate(all="ignore"):
             data = encode_e4m3(rounded(values / expanded(scale, source.shape, step), source.kind))
         return BlockScaled(source.shape, data, "F8_E4M3", float_plane(scale, source.kind), step)
@@ -137,7 +140,7 @@ def encode(source: Plane, scheme: Scheme) -> Form:
         raise UnsupportedError(f"{columns} columns are no whole blocks of {block}")
     step = (1, block)
     if format == "nvfp4-pack-quantized":
-        return _encode_nvfp4(source, step)
+        return _encode_nvfp4(source, step, params)
     scales = e8m0_scales(magnitudes(values, step), element, "nearest")
     factors = _planes.float8_values("F8_E8M0")[scales]
     with np.errstate(all="ignore"):
@@ -146,11 +149,11 @@ def encode(source: Plane, scheme: Scheme) -> Form:
     return Microscaled(source.shape, packed, element, Plane(scales, "U8"), "F8_E8M0", block)
 
 
-def _encode_nvfp4(source: Plane, step: tuple[int, int]) -> Microscaled:
+def _encode_nvfp4(source: Plane, step: tuple[int, int], params: Mapping[str, Any]) -> Microscaled:
     """The scale of the tensor, 2688 / max, and those of the blocks, max / 6, are rounded in the type of the matrix."""
     values = source.float32()
     with np.errstate(all="ignore"):
-        top = rounded(np.asarray(np.float32(2688) / np.abs(values).max(), np.float32), source.kind)
+        top = rounded(np.asarray(np.float32(2688) / largest_magnitude(values, params), np.float32), source.kind)
     divisor = np.float32(top) if np.isfinite(top) else np.float32(1)
     of_block = rounded(magnitudes(values, step) / np.float32(6), source.kind)
     scales = encode_e4m3(divisor * of_block)

@@ -39,7 +39,16 @@ import numpy as np
 from subbyte import planes as _planes
 from subbyte.codec import Encoded
 from subbyte.errors import ArgumentError, FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, encoded, setting_names, setting_text, settings
+from subbyte.formats.base import (
+    Folder,
+    Format,
+    Layer,
+    encoded,
+    largest_magnitude,
+    setting_names,
+    setting_text,
+    settings,
+)
 from subbyte.formats.float.mxfp4 import mxfp4_bytes
 from subbyte.forms import BlockScaled, Form, Microscaled
 from subbyte.forms.codes import packed_bytes
@@ -80,21 +89,23 @@ class Fp8(Format):
         if source.data.ndim < 2 or not source.data.size:
             raise UnsupportedError(f"FP8 formats store matrices; the array has shape {list(source.shape)}")
         if _is_modelopt(params):
-            return encoded(self.id, per_tensor(source), source.shape, params)
+            return encoded(self.id, per_tensor(source, params), source.shape, params)
         rows, columns = source.shape[-2:]
         per_row = (1, columns) if _per_row(config) else (rows, columns)
         block = _clamped(block_size(config), source.shape) or per_row
-        form = _round_blocks(source, _element(config), block, config)
+        form = _round_blocks(source, _element(config), block, config, params)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
         config = _config(params)
-        if len(shape) != 2 or _is_modelopt(params):
+        if len(shape) != 2:
             return 0
-        block = _clamped(block_size(config), shape)
-        if block is None:
-            return 32 if _per_row(config) else 0
-        return lcm(block[0], 32)
+        block = None if _is_modelopt(params) else _clamped(block_size(config), shape)
+        return 32 if block is None else lcm(block[0], 32)
+
+    def shares_maximum(self, params: Mapping[str, Any], shape: Sequence[int]) -> bool:
+        config = _config(params)
+        return _is_modelopt(params) or (block_size(config) is None and not _per_row(config))
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         config = _config(params)
@@ -261,17 +272,19 @@ def block_scaled(
     return BlockScaled(shape, data, weight.kind, scales, block, inverse=inverse, rounds_scale=rounds_scale)
 
 
-def per_tensor(source: Plane) -> dict[str, Plane]:
+def per_tensor(source: Plane, params: Mapping[str, Any]) -> dict[str, Plane]:
     """ModelOpt's FP8: one float32 scale, amax / 448, elements from the quotient in the type of the source."""
     values = source.float32()
-    scale = np.float32(np.abs(values).max(initial=0)) / np.float32(448)
+    scale = largest_magnitude(values, params) / np.float32(448)
     with np.errstate(all="ignore"):
         quotient = _planes.rounded(values / scale, source.kind) if scale > 0 else np.zeros_like(values)
     codes = encode_element(quotient, "F8_E4M3")
     return {"weight": Plane(codes, "F8_E4M3"), "weight_scale": Plane(np.array(scale, np.float32), "F32")}
 
 
-def _round_blocks(source: Plane, element: str, block: tuple[int, int], config: Mapping[str, Any]) -> BlockScaled:
+def _round_blocks(
+    source: Plane, element: str, block: tuple[int, int], config: Mapping[str, Any], params: Mapping[str, Any]
+) -> BlockScaled:
     """The elements nearest to a source, with the scales that transformers gives its blocks."""
     rows, columns = source.shape[-2:]
     values = source.float32().reshape(prod(source.shape[:-2]), rows, columns)
@@ -280,6 +293,8 @@ def _round_blocks(source: Plane, element: str, block: tuple[int, int], config: M
     for axis in (1, 2):
         if maxima.size:
             maxima = np.maximum.reduceat(maxima, np.arange(0, maxima.shape[axis], block[axis - 1]), axis=axis)
+    if "maximum" in params:
+        maxima = np.full((1, 1, 1), largest_magnitude(values, params))
     with np.errstate(all="ignore"):
         forward = np.where(maxima > 0, largest * (np.float32(1) / maxima), np.float32(1))
         stored = np.float32(1) / forward

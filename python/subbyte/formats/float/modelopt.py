@@ -47,7 +47,16 @@ from subbyte import planes as _planes
 from subbyte.arrays import Array
 from subbyte.codec import Encoded
 from subbyte.errors import FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, encoded, setting_int, setting_names, setting_text
+from subbyte.formats.base import (
+    Folder,
+    Format,
+    Layer,
+    encoded,
+    largest_magnitude,
+    setting_int,
+    setting_names,
+    setting_text,
+)
 from subbyte.formats.float.fp8 import block_of, block_scaled, per_tensor
 from subbyte.formats.float.mxfp4 import mxfp4_bytes
 from subbyte.forms import Affine, BlockScaled, ByteCodes, ColumnScaled, Form, Microscaled
@@ -117,19 +126,24 @@ class ModelOpt(Format):
         if source.data.ndim < 2 or not source.data.size:
             raise UnsupportedError(f"ModelOpt formats store matrices; the array has shape {list(source.shape)}")
         if algo == "FP8":
-            return encoded(self.id, per_tensor(source), source.shape, params)
+            return encoded(self.id, per_tensor(source, params), source.shape, params)
         kind = KINDS.get(algo or "")
         encoder = {"NVFP4": _encode_nvfp4, "MXFP4": _encode_mxfp4, "MXFP8": _encode_mxfp8, "INT4": _encode_int4}
         if kind not in encoder:
             raise UnsupportedError(f"ModelOpt layers of {algo} cannot be made from floats yet")
-        form = encoder[kind](source, config)
+        form = encoder[kind](source, config, params)
         form = refined(form, source, params, importance) if isinstance(form, Microscaled) else form
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
         algo, _ = _algo(params)
         kind = KINDS.get(algo or "")
-        return 32 if kind in ("MXFP4", "MXFP8") or (kind == "INT4" and len(shape) == 2) else 0
+        of_matrices = algo == "FP8" or kind in ("NVFP4", "INT4")
+        return 32 if kind in ("MXFP4", "MXFP8") or (of_matrices and len(shape) == 2) else 0
+
+    def shares_maximum(self, params: Mapping[str, Any], shape: Sequence[int]) -> bool:
+        algo, _ = _algo(params)
+        return algo == "FP8" or KINDS.get(algo or "") == "NVFP4"
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         algo, config = _algo(params)
@@ -411,10 +425,10 @@ def _rows(source: Plane, block: int) -> NDArray[np.float32]:
     return _planes.folded(source.float32())
 
 
-def _encode_nvfp4(source: Plane, config: Mapping[str, Any]) -> Form:
+def _encode_nvfp4(source: Plane, config: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
     values = _rows(source, _group(config, 16))
     maxima = block_maxima(values, 16)
-    second = np.float32(maxima.max(initial=0)) / np.float32(2688)
+    second = largest_magnitude(maxima, params) / np.float32(2688)
     with np.errstate(all="ignore"):
         wanted = maxima / (np.float32(6) * second)
     wanted = np.where(wanted > 0, np.clip(wanted, np.float32(2**-9), np.float32(448)), np.float32(1))
@@ -426,7 +440,7 @@ def _encode_nvfp4(source: Plane, config: Mapping[str, Any]) -> Form:
     )
 
 
-def _encode_mxfp4(source: Plane, config: Mapping[str, Any]) -> Form:
+def _encode_mxfp4(source: Plane, config: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
     values = _rows(source, _group(config, 32))
     scales = e8m0_scales(block_maxima(values, 32), "E2M1", "ceil", "F32")
     codes = encode_e2m1(divide_blocks(values, float8_values("F8_E8M0")[scales]), "toward-zero")
@@ -434,14 +448,14 @@ def _encode_mxfp4(source: Plane, config: Mapping[str, Any]) -> Form:
     return Microscaled(source.shape, ByteCodes(codes, 4), "E2M1", Plane(scales, "F8_E8M0"), "F8_E8M0", 32)
 
 
-def _encode_mxfp8(source: Plane, config: Mapping[str, Any]) -> Form:
+def _encode_mxfp8(source: Plane, config: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
     values = _rows(source, _group(config, 32))
     scales = e8m0_scales(block_maxima(values, 32), "F8_E4M3", "ceil", "F32")
     codes = ByteCodes(encode_element(divide_blocks(values, float8_values("F8_E8M0")[scales]), "F8_E4M3"))
     return Microscaled(source.shape, codes, "F8_E4M3", Plane(scales, "F8_E8M0"), "F8_E8M0", 32)
 
 
-def _encode_int4(source: Plane, config: Mapping[str, Any]) -> Form:
+def _encode_int4(source: Plane, config: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
     size = setting_int(config, "group_size", 128)
     if size < 1 or source.shape[-2] % 2:
         raise UnsupportedError(

@@ -47,7 +47,16 @@ from numpy.typing import NDArray
 from subbyte import planes as _planes
 from subbyte.codec import Encoded
 from subbyte.errors import ArgumentError, Error, FormatError, UnsupportedError
-from subbyte.formats.base import Folder, Format, Layer, encoded, setting_bool, setting_int, setting_text
+from subbyte.formats.base import (
+    Folder,
+    Format,
+    Layer,
+    encoded,
+    largest_magnitude,
+    setting_bool,
+    setting_int,
+    setting_text,
+)
 from subbyte.forms import Affine, Biased, BlockScaled, ByteCodes, Form, Microscaled
 from subbyte.forms.codes import Codes, SignedCodes, as_packed_bytes, pack, packed_bytes
 from subbyte.forms.microfloat import LARGEST, block_maxima, divide_blocks, e8m0_scales, encode_e4m3, encode_element
@@ -97,18 +106,22 @@ class TorchAo(Format):
         elif kind == "MXTensor":
             form = refined(_encode_mx(source, data), source, params, importance)
         elif kind == "NVFP4Tensor":
-            form = refined(_encode_nvfp4(source, "per_tensor_scale" in names), source, params, importance)
+            form = refined(_encode_nvfp4(source, "per_tensor_scale" in names, params), source, params, importance)
         else:
             writer = _encode_int4 if kind == "Int4Tensor" else _encode_integers
             form = _searched(source, data, kind, params, importance) or writer(source, data, kind, params)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
-        kind, data, names = _entry(params)
-        if len(shape) != 2 or (kind == "NVFP4Tensor" and "per_tensor_scale" in names):
+        kind, data, _ = _entry(params)
+        if len(shape) != 2:
             return 0
         alone = kind in ("MXTensor", "NVFP4Tensor") or _block_size(data, shape)[0] == 1
         return 32 if alone else 0
+
+    def shares_maximum(self, params: Mapping[str, Any], shape: Sequence[int]) -> bool:
+        kind, _, names = _entry(params)
+        return kind == "NVFP4Tensor" and "per_tensor_scale" in names
 
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         kind, data, names = _entry(params)
@@ -528,10 +541,10 @@ def _encode_mx(source: Plane, data: Mapping[str, Any]) -> Microscaled:
     return Microscaled(source.shape, _coded(codes, element), element, Plane(scales, "F8_E8M0"), "F8_E8M0", block)
 
 
-def _encode_nvfp4(source: Plane, per_tensor: bool) -> Microscaled:
+def _encode_nvfp4(source: Plane, per_tensor: bool, params: Mapping[str, Any]) -> Microscaled:
     values = _rows(source, 16)
     maxima = block_maxima(values, 16)
-    largest = np.float32(maxima.max(initial=0))
+    largest = largest_magnitude(maxima, params)
     whole = np.float32(1)
     if per_tensor and largest > 0:
         whole = np.maximum(largest / np.float32(2688), np.float32(2.0**-126))
