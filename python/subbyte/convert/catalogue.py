@@ -43,7 +43,7 @@ def list_targets() -> list[dict[str, Any]]:
             raise KeyError(name)
         target, fixed = found
         for key, option in target.options.items():
-            default = fixed.get(key, option.default)
+            default = fixed.get(key, option.floats if option.default is None else option.default)
             rows.append({"target": name, "setting": key, "default": default, "choices": list(option.choices),
                          "about": option.about})  # fmt: skip
     return rows

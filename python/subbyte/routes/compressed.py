@@ -10,7 +10,19 @@ from subbyte.formats.compressed_tensors.scheme import BLOCK_FORMATS, INTEGER_FOR
 from subbyte.forms import Affine, BlockScaled, ByteCodes, Form, Microscaled, TwoLevel
 from subbyte.planes import FLOATS, Plane
 from subbyte.routes import adapt, small_floats
-from subbyte.routes.fit import METHOD, Companion, Fit, MisfitError, Option, Settings, Stored, Target, modules, value
+from subbyte.routes.fit import (
+    METHOD,
+    Companion,
+    Fit,
+    MisfitError,
+    Option,
+    Settings,
+    Stored,
+    Target,
+    for_floats,
+    modules,
+    value,
+)
 from subbyte.routes.floats import parsed_block, sides
 from subbyte.routes.integer import GROUP, as_affine, prepared
 
@@ -25,14 +37,12 @@ class CompressedTensors(Target):
 
     id = "compressed-tensors"
     options: ClassVar[Mapping[str, Option]] = {
-        "format": Option(None, "layout (default: the one that the layer's own codes have)", _FORMATS),
-        "bits": Option(None, "bits of an integer (default: the source's, else 4)", tuple(range(1, 9))),
+        "format": Option(None, "layout; the one that the layer's own codes have", _FORMATS, floats="pack-quantized"),
+        "bits": Option(None, "bits of an integer", tuple(range(1, 9)), floats=4),
         "group_size": GROUP,
-        "sym": Option(None, "no zero points (default: as the source, else true)", (True, False)),
-        "scale_type": Option(None, "type of the scales of integers and of FP8 (default: the source's)", FLOATS),
-        "block": Option(
-            None, "rows and columns of a block of FP8, as 128x128, channel or tensor (default: the source's)"
-        ),
+        "sym": Option(None, "no zero points", (True, False), floats=True),
+        "scale_type": Option(None, "type of the scales of integers", FLOATS),
+        "block": Option(None, "rows and columns of a block of FP8, as 128x128, channel or tensor", floats="channel"),
         "version": Option("0.20.0", "version of the library that reads it; columns out of order only below 0.20"),
         "method": METHOD,
     }
@@ -121,17 +131,18 @@ class CompressedTensors(Target):
         return {"quantization_config": config}
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        format = options.get("format") or "pack-quantized"
+        format = for_floats(options, self, "format")
         if format in INTEGER_FORMATS:
-            bits = value(options, self, "bits", 4 if format == "pack-quantized" else 8)
-            size = value(options, self, "group_size", 128 if format == "pack-quantized" else -1)
+            packed = format == "pack-quantized"
+            bits = for_floats(options, self, "bits") if packed or "bits" in options else 8
+            size = for_floats(options, self, "group_size") if packed or "group_size" in options else -1
             whole = size == -1 or size >= shape[-1]
             weights = _weights(
                 "int", bits, "channel" if whole else "group", group_size=None if whole else size,
-                symmetric=value(options, self, "sym", True),
+                symmetric=for_floats(options, self, "sym"),
             )  # fmt: skip
         elif format == "float-quantized":
-            block = options.get("block") or "channel"
+            block = for_floats(options, self, "block")
             weights = _weights("float", 8, block) if block in ("channel", "tensor") else _weights(
                 "float", 8, "block", block_structure=list(sides(block))
             )  # fmt: skip

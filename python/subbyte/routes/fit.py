@@ -82,14 +82,16 @@ class Option:
     """A setting of a target.
 
     Attributes:
-        default: its value when it is not given; None for "as the source has it, else the table's default".
+        default: its value when it is not given; None for what the codes of the source have.
         about: one line for people.
         choices: what it may be; anything of the default's type if empty.
+        floats: the default for floats that are quantized, where ``default`` is None.
     """
 
     default: Any
     about: str
     choices: tuple[Any, ...] = ()
+    floats: Any = None
 
 
 METHOD = Option(
@@ -220,6 +222,15 @@ def value(options: Mapping[str, Any], target: Target, key: str, source: Any = No
     if given is not None:
         return given
     return source if source is not None else target.options[key].default
+
+
+def for_floats(options: Mapping[str, Any], target: Target, key: str) -> Any:
+    """An option for floats that are quantized: as given, else the default."""
+    given = options.get(key)
+    if given is not None:
+        return given
+    option = target.options[key]
+    return option.floats if option.default is None else option.default
 
 
 def modules(weights: Sequence[str]) -> list[str]:

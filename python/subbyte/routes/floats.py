@@ -9,10 +9,19 @@ from typing import Any, ClassVar
 from subbyte.forms import BlockScaled, ColumnScaled, Form, Microscaled
 from subbyte.planes import FLOATS, Plane
 from subbyte.routes import adapt, small_floats
-from subbyte.routes.fit import METHOD, Companion, Fit, MisfitError, Option, Settings, Stored, Target, modules, value
+from subbyte.routes.fit import (
+    METHOD,
+    Companion,
+    Fit,
+    MisfitError,
+    Option,
+    Settings,
+    Stored,
+    Target,
+    for_floats,
+    modules,
+)
 from subbyte.routes.integer import GROUP, as_affine
-
-_BLOCK = Option(None, "rows and columns of a block as 128x128, channel or tensor (default: the source's)")
 
 
 class Fp8(Target):
@@ -20,10 +29,10 @@ class Fp8(Target):
 
     id = "fp8"
     options: ClassVar[Mapping[str, Option]] = {
-        "block": _BLOCK,
+        "block": Option(None, "rows and columns of a block as 128x128, channel or tensor", floats="128x128"),
         "scale_plane": Option(
             None,
-            "name of the scale (default: weight_scale_inv for blocks, weight_scale for tensors and rows)",
+            "name of the scale: weight_scale_inv for blocks, weight_scale for tensors and rows",
             ("weight_scale_inv", "weight_scale"),
         ),
     }
@@ -63,7 +72,7 @@ class Fp8(Target):
         return config | {"weight_block_size": None if block is None else list(block)}
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        text = options.get("block") or "128x128"
+        text = for_floats(options, self, "block")
         by_row = text == "channel"
         block = None if text in ("tensor", "channel") else sides(text)
         plane = options.get("scale_plane") or ("weight_scale_inv" if block else "weight_scale")
@@ -125,8 +134,9 @@ class ModelOpt(Target):
     options: ClassVar[Mapping[str, Option]] = {
         "algo": Option(
             None,
-            "quant_algo (default: the one that the layer's own codes have, NVFP4 for floats)",
+            "quant_algo; the one that the layer's own codes have",
             ("NVFP4", "MXFP4", "W4A8_MXFP4_FP8", "MXFP8", "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "W4A16_AWQ"),
+            floats="NVFP4",
         ),
         "group_size": GROUP,
         "method": METHOD,
@@ -174,8 +184,8 @@ class ModelOpt(Target):
         return step.then(found, wider.kind).with_params(**_algo("W4A16_AWQ", min(found.group_size, found.columns)))
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        algo = value(options, self, "algo", "NVFP4")
-        size = {"NVFP4": 16, "W4A16_AWQ": value(options, self, "group_size", 128)}.get(algo)
+        algo = for_floats(options, self, "algo")
+        size = {"NVFP4": 16, "W4A16_AWQ": for_floats(options, self, "group_size")}.get(algo)
         return _algo(algo, 32 if algo in ("MXFP4", "W4A8_MXFP4_FP8", "MXFP8") else size)
 
     def companion(self, name: str, value: Plane, params: Mapping[str, Any] | None) -> Companion | None:

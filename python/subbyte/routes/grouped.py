@@ -14,8 +14,19 @@ from subbyte.formats.integer.slabs import DTYPE_NAMES, PACKINGS
 from subbyte.forms import Affine, Biased, BlockScaled, DualScaled, FloatZero, Form, Microscaled
 from subbyte.planes import Plane, float_plane
 from subbyte.routes import adapt, small_floats
-from subbyte.routes.fit import METHOD, Companion, Fit, MisfitError, Option, Settings, Stored, Target, modules, value
-from subbyte.routes.integer import GROUP, as_affine, prepared
+from subbyte.routes.fit import (
+    METHOD,
+    Companion,
+    Fit,
+    MisfitError,
+    Option,
+    Settings,
+    Stored,
+    Target,
+    for_floats,
+    modules,
+)
+from subbyte.routes.integer import GROUP, GROUP_OF_64, as_affine, prepared
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -25,11 +36,11 @@ class TorchAo(Target):
 
     id = "torchao"
     options: ClassVar[Mapping[str, Option]] = {
-        "bits": Option(None, "bits of an integer (default: the source's, else 8)", tuple(range(1, 9))),
+        "bits": Option(None, "bits of an integer", tuple(range(1, 9)), floats=8),
         "group_size": GROUP,
         "type": Option(
             None,
-            "type of the tensors (default: the one that the layer's own codes have, Int8Tensor for floats)",
+            "type of the tensors; the one that the layer's own codes have, by the bits",
             ("Int8Tensor", "IntxUnpackedToInt8Tensor", "Int4Tensor", "Float8Tensor", "MXTensor", "NVFP4Tensor"),
         ),
         "method": METHOD,
@@ -112,11 +123,12 @@ class TorchAo(Target):
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
         kind = options.get("type") or ("Int8Tensor" if options.get("bits", 8) == 8 else "IntxUnpackedToInt8Tensor")
-        size = value(options, self, "group_size", -1 if kind in ("Int8Tensor", "Float8Tensor") else 128)
+        by_row = kind in ("Int8Tensor", "Float8Tensor") and "group_size" not in options
+        size = -1 if by_row else for_floats(options, self, "group_size")
         block: Any = [1] * (len(shape) - 1) + [shape[-1] if size == -1 else size]
         if kind in ("MXTensor", "NVFP4Tensor"):
             block = 32 if kind == "MXTensor" else 16
-        return _entry(kind, block, "BF16", bits=value(options, self, "bits", 8), element="E2M1")
+        return _entry(kind, block, "BF16", bits=for_floats(options, self, "bits"), element="E2M1")
 
     def tensor(self, weight: str, plane: str) -> str:
         module, _, parameter = weight.rpartition(".")
@@ -193,8 +205,8 @@ class Hqq(Target):
 
     id = "hqq"
     options: ClassVar[Mapping[str, Option]] = {
-        "bits": Option(None, "bits of a code (default: the source's, else 4)", (1, 2, 3, 4, 5, 6, 8)),
-        "group_size": GROUP,
+        "bits": Option(None, "bits of a code", (1, 2, 3, 4, 5, 6, 8), floats=4),
+        "group_size": GROUP_OF_64,
         "method": METHOD,
     }
 
@@ -210,8 +222,8 @@ class Hqq(Target):
         return step.with_params(quantization_config=config)
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        size = value(options, self, "group_size", 64)
-        bits = value(options, self, "bits", 4)
+        size = for_floats(options, self, "group_size")
+        bits = for_floats(options, self, "bits")
         return {"quantization_config": _hqq_config(bits, shape[-1] if size == -1 else size, 1)}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
@@ -263,8 +275,8 @@ class Sinq(Target):
 
     id = "sinq"
     options: ClassVar[Mapping[str, Option]] = {
-        "bits": Option(None, "bits of a code (default: the source's, else 4)", (1, 2, 3, 4, 5, 6, 8)),
-        "group_size": GROUP,
+        "bits": Option(None, "bits of a code", (1, 2, 3, 4, 5, 6, 8), floats=4),
+        "group_size": GROUP_OF_64,
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
@@ -283,10 +295,10 @@ class Sinq(Target):
         return step.then(whole).with_params(meta=_sinq_meta(whole))
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        size = value(options, self, "group_size", 64)
+        size = for_floats(options, self, "group_size")
         size = shape[-1] if size == -1 else size
         groups = [[shape[0] * shape[1] // max(size, 1), 1]] * 2
-        return {"meta": _meta(value(options, self, "bits", 4), size, shape, "sinq_hf", "BF16", groups)}
+        return {"meta": _meta(for_floats(options, self, "bits"), size, shape, "sinq_hf", "BF16", groups)}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         metas = {name.removesuffix(".weight"): layer.params.get("meta") for name, layer in layers.items()}
@@ -333,8 +345,9 @@ class Quanto(Target):
     options: ClassVar[Mapping[str, Option]] = {
         "type": Option(
             None,
-            "type of the weights (default: the one that the layer's own codes have, qint8 for floats)",
+            "type of the weights; the one that the layer's own codes have",
             ("qint8", "qint4", "qint2", "qfloat8_e4m3fn", "qfloat8_e5m2"),
+            floats="qint8",
         ),
         "method": METHOD,
     }
@@ -390,7 +403,7 @@ class Quanto(Target):
                                 shape=list(step.form.shape))  # fmt: skip
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        name = value(options, self, "type", "qint8")
+        name = for_floats(options, self, "type")
         return {"quantization_map": {"weight": {"weights": name, "activations": "none"}}, "shape": list(shape)}
 
     def tensor(self, weight: str, plane: str) -> str:

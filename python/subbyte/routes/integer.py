@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 from subbyte.forms import Affine, Biased, BlockScaled, DualScaled, FloatZero, Form, Microscaled, Ternary
 from subbyte.planes import FLOATS
 from subbyte.routes import adapt, small_floats
-from subbyte.routes.fit import METHOD, Fit, MisfitError, Option, Settings, Stored, Target, value
+from subbyte.routes.fit import METHOD, Fit, MisfitError, Option, Settings, Stored, Target, for_floats, value
 
-GROUP = Option(None, "columns of a group; -1 for whole rows (default: the source's, else 128)")
+GROUP = Option(None, "columns of a group; -1 for whole rows", floats=128)
+GROUP_OF_64 = Option(None, GROUP.about, floats=64)
 
 
 MLX_GROUPS = (32, 64, 128)
@@ -52,10 +53,10 @@ class Gptq(Target):
 
     id = "gptq"
     options: ClassVar[Mapping[str, Option]] = {
-        "bits": Option(None, "bits of a code (default: the source's, else 4)", (2, 3, 4, 5, 6, 7, 8)),
+        "bits": Option(None, "bits of a code", (2, 3, 4, 5, 6, 7, 8), floats=4),
         "group_size": GROUP,
-        "sym": Option(None, "zeros in the middle of the range (default: as the source, else true)", (True, False)),
-        "version": Option(None, "gptq, gptq_v2 or gptq_p (default: gptq, or gptq_v2 where a zero is 0)"),
+        "sym": Option(None, "zeros in the middle of the range", (True, False), floats=True),
+        "version": Option(None, "gptq, gptq_v2 or gptq_p; gptq_v2 where a zero is 0, else gptq", floats="gptq_v2"),
         "method": METHOD,
     }
 
@@ -85,11 +86,11 @@ class Gptq(Target):
         }  # fmt: skip
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        bits = value(options, self, "bits", 4)
+        bits = for_floats(options, self, "bits")
         label = options.get("version") or ("gptq_p" if bits in (5, 6, 7) else "gptq_v2")
         config = {
-            "quant_method": "gptq", "bits": bits, "group_size": value(options, self, "group_size", 128),
-            "desc_act": False, "sym": value(options, self, "sym", True), "checkpoint_format": label,
+            "quant_method": "gptq", "bits": bits, "group_size": for_floats(options, self, "group_size"),
+            "desc_act": False, "sym": for_floats(options, self, "sym"), "checkpoint_format": label,
         }  # fmt: skip
         return {"quantization_config": config}
 
@@ -128,7 +129,7 @@ class Awq(Target):
         }  # fmt: skip
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        return {"quantization_config": self._config(value(options, self, "group_size", 128), options)}
+        return {"quantization_config": self._config(for_floats(options, self, "group_size"), options)}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         config = dict(one_config(layers))
@@ -141,9 +142,9 @@ class Mlx(Target):
 
     id = "mlx"
     options: ClassVar[Mapping[str, Option]] = {
-        "bits": Option(None, "bits of a code (default: the source's, else 4)", (2, 3, 4, 5, 6, 8)),
-        "group_size": GROUP,
-        "scale_type": Option(None, "type of scales (default: the source's, or F32 where that rounds)", FLOATS),
+        "bits": Option(None, "bits of a code", (2, 3, 4, 5, 6, 8), floats=4),
+        "group_size": GROUP_OF_64,
+        "scale_type": Option(None, "type of scales; F32 where the source's would round", FLOATS),
         "method": METHOD,
     }
 
@@ -204,8 +205,8 @@ class Mlx(Target):
         return step.then(found).with_params(quantization=quantization)
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        size = value(options, self, "group_size", 64)
-        return {"quantization": {"group_size": size, "bits": value(options, self, "bits", 4), "mode": "affine"}}
+        size = for_floats(options, self, "group_size")
+        return {"quantization": {"group_size": size, "bits": for_floats(options, self, "bits"), "mode": "affine"}}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         config = _by_path(layers, "quantization")

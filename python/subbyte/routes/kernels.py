@@ -15,7 +15,7 @@ from subbyte.formats.table.bitsandbytes import BLOCK_SIZES, TABLES
 from subbyte.forms import Affine, Biased, BlockScaled, Form, RowTable, Table, Ternary, TwoLevel
 from subbyte.planes import Plane, float_plane
 from subbyte.routes import adapt
-from subbyte.routes.fit import Companion, Fit, MisfitError, Option, Settings, Stored, Target, modules, value
+from subbyte.routes.fit import Companion, Fit, MisfitError, Option, Settings, Stored, Target, for_floats, modules, value
 from subbyte.routes.integer import GROUP, as_affine, as_biased, group_setting, one_config, prepared
 from subbyte.routes.small_floats import HALF_ULP
 
@@ -26,8 +26,8 @@ class BitsAndBytes(Target):
     id = "bitsandbytes"
     whole = True  # a plane holds JSON with the shape of the weight
     options: ClassVar[Mapping[str, Option]] = {
-        "type": Option(None, "nf4, fp4 or int8 (default: the source's, nf4 for floats)", ("nf4", "fp4", "int8")),
-        "double_quant": Option(None, "quantize the scales as well (default: as the source, else false)", (True, False)),
+        "type": Option(None, "nf4, fp4 or int8", ("nf4", "fp4", "int8"), floats="nf4"),
+        "double_quant": Option(None, "quantize the scales as well", (True, False), floats=False),
         "block_size": Option(64, "elements of a block of floats", BLOCK_SIZES),
     }
 
@@ -73,7 +73,7 @@ class BitsAndBytes(Target):
         }  # fmt: skip
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        config = self._config(value(options, self, "type", "nf4"), value(options, self, "double_quant", False))
+        config = self._config(for_floats(options, self, "type"), for_floats(options, self, "double_quant"))
         return {"quantization_config": config, "blocksize": value(options, self, "block_size")}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
@@ -88,8 +88,9 @@ class BitNet(Target):
     options: ClassVar[Mapping[str, Option]] = {
         "linear_class": Option(
             None,
-            "autobitlinear multiplies by the scale, bitlinear divides (default: the source's, else autobitlinear)",
+            "autobitlinear multiplies by the scale, bitlinear divides",
             ("autobitlinear", "bitlinear"),
+            floats="autobitlinear",
         ),
     }
 
@@ -119,7 +120,7 @@ class BitNet(Target):
         return {"quant_method": self.id, "linear_class": kind, "quantization_mode": "offline", "use_rms_norm": False}
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        return {"quantization_config": self._config(value(options, self, "linear_class", "autobitlinear"))}
+        return {"quantization_config": self._config(for_floats(options, self, "linear_class"))}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         config = dict(one_config(layers)) | {"modules_to_not_convert": modules(dense) or None}
@@ -150,7 +151,7 @@ class Gemma(Target):
 
     id = "gemma"
     options: ClassVar[Mapping[str, Option]] = {
-        "bits": Option(None, "bits of a code (default: the source's, else 4)", (2, 4, 8)),
+        "bits": Option(None, "bits of a code", (2, 4, 8), floats=4),
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
@@ -166,7 +167,7 @@ class Gemma(Target):
         return {"quant_method": self.id, "num_bits": bits, "quantize_embeddings": False}
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        config = self._config(value(options, self, "bits", 4))
+        config = self._config(for_floats(options, self, "bits"))
         return {"quantization_config": config, "shape": list(shape), "embedding": False}
 
     def companion(self, name: str, value: Plane, params: Mapping[str, Any] | None) -> Companion | None:
@@ -203,12 +204,11 @@ class MatQuant(Target):
             found = adapt.in_groups(found, found.columns if size == -1 else size)
         wider = adapt.symmetric(found, found.codes.bits if found.symmetric else min(found.codes.bits + 1, 8))
         found = as_affine(wider.form)
+        # A scale is divided by the power of two that the codes are multiplied with, in F32 where it is too small.
+        exact = np.ldexp(found.scales.float32().astype(np.float64), found.codes.bits - 8)
+        if np.any(exact.astype(np.float32) != exact):
+            raise MisfitError("a scale is too small for a parent of 8 bits")
         kind = found.scales.kind
-        # A scale is divided by the power of two that the codes are multiplied with.
-        shifted = np.ldexp(found.scales.float32(), found.codes.bits - 8)
-        scales = float_plane(shifted, kind)
-        if not np.array_equal(scales.float32(), shifted, equal_nan=True):
-            raise MisfitError(f"a scale is too small for a parent of 8 bits in {kind}")
         widened = "exact-value" if found.codes.bits < 8 else "exact"
         bits = value(options, self, "bits")
         if bits < found.codes.bits:
@@ -226,7 +226,7 @@ class MatQuant(Target):
         }  # fmt: skip
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        size = value(options, self, "group_size", 128)
+        size = for_floats(options, self, "group_size")
         return {"quantization_config": self._config(size, value(options, self, "bits"), "BF16")}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
@@ -239,9 +239,7 @@ class Qqq(Target):
 
     id = "qqq"
     options: ClassVar[Mapping[str, Option]] = {
-        "group_size": Option(
-            None, "128 for groups, -1 for one scale a row (default: the source's, else 128)", (128, -1)
-        ),
+        "group_size": Option(None, "128 for groups, -1 for one scale a row", (128, -1), floats=128),
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
@@ -264,7 +262,7 @@ class Qqq(Target):
         return {"quant_method": self.id, "wbits": 4, "group_size": size, "desc_act": False, "sym": True}
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        return {"quantization_config": self._config(value(options, self, "group_size", 128))}
+        return {"quantization_config": self._config(for_floats(options, self, "group_size"))}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         return Settings({"quantization_config": dict(one_config(layers))})
@@ -275,9 +273,7 @@ class QServe(Target):
 
     id = "qserve"
     options: ClassVar[Mapping[str, Option]] = {
-        "group_size": Option(
-            None, "128 for groups, -1 for one scale a row (default: the source's, else 128)", (128, -1)
-        ),
+        "group_size": Option(None, "128 for groups, -1 for one scale a row", (128, -1), floats=128),
     }
 
     def fit(self, form: Form, options: Mapping[str, Any]) -> Fit:
@@ -301,7 +297,7 @@ class QServe(Target):
         return step.then(replace(found, compute="F32")).with_params(config={"w_bit": 4, "group_size": -1})
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        return {"config": {"w_bit": 4, "group_size": value(options, self, "group_size", 128)}}
+        return {"config": {"w_bit": 4, "group_size": for_floats(options, self, "group_size")}}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         one_config(layers, "config")
@@ -357,7 +353,7 @@ class Any4(Target):
         return {"meta": {"n_bit": bits, "group_size": -1 if size >= columns else size}}
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        return self._params(value(options, self, "group_size", 128), shape[-1])
+        return self._params(for_floats(options, self, "group_size"), shape[-1])
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         one_config(layers, "meta")
