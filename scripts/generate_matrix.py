@@ -14,7 +14,7 @@ from subbyte.convert.types import FLOATS, WEIGHTS
 from subbyte.formats import PLANNED, format_ids
 from subbyte.ggml import TYPES
 from subbyte.planning.mix import ALIASES, FILE_TYPES
-from subbyte.routes import matrix
+from subbyte.routes import TARGETS, VARIANTS, matrix
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats" / "matrix.md"
 
@@ -96,6 +96,29 @@ def checkpoints() -> str:
     return table(["source", *(f"`{target}`" for target in targets)], rows)
 
 
+def settings() -> str:
+    """The settings of every target that is a checkpoint format, and what its variants stand for."""
+    rows = []
+    for id, target in TARGETS.items():
+        for key, option in target.options.items():
+            codes = "the source's" if option.default is None else f"`{option.default}`"
+            floats = option.floats if option.default is None else option.default
+            rows.append([
+                f"`{id}`", f"`{key}`", codes, "–" if floats is None else f"`{floats}`",
+                " ".join(f"`{choice}`" for choice in option.choices) or "any", option.about,
+            ])  # fmt: skip
+    return table(["target", "setting", "default for codes", "default for floats", "choices", "what it is"], rows)
+
+
+def variants() -> str:
+    """Names of targets with settings in them."""
+    rows = (
+        [f"`{name}`", ", ".join(f"`{key}={value}`" for key, value in chosen.items())]
+        for name, chosen in VARIANTS.items()
+    )
+    return table(["target", "settings"], rows)
+
+
 def render() -> str:
     """The page."""
     return f"""# Format matrix
@@ -136,10 +159,21 @@ tensor's own. The block types are those of the table of codecs, without `gguf.q8
 The best class of a typical layer: `exact` moves the codes, `exact-value` writes other codes of the same values,
 `rounded` rounds a parameter within a bound that the plan states, `requantized` needs `--lossy`. For GGUF the type is
 given that has it; `gguf` without a type takes it where nothing rounds, and floats otherwise. A conversion looks at the
-values of every layer, and
-`subbyte plan` says what becomes of each, and why. Where nothing else is said, codes are symmetric, in groups of 128.
+values of every layer, and `subbyte plan` says what becomes of each, and why. Where nothing else is said, codes are
+symmetric, in groups of 128.
 
 {checkpoints()}
+
+## Settings of checkpoint formats
+
+What `--set key=value` sets (`subbyte list targets`). Codes that move keep their bits, groups and types where the target
+has room for them; floats that are quantized get the defaults.
+
+{settings()}
+
+Some targets have names for their settings:
+
+{variants()}
 
 ## Architectures
 

@@ -29,8 +29,7 @@ TARGETS: Mapping[str, Target] = {
 }  # fmt: skip
 """Checkpoint formats that conversions can write, by id."""
 
-#: Settings that a variant stands for.
-_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "gptq.v1": {"version": "gptq"},
     "gptq.v2": {"version": "gptq_v2"},
     "awq.gemm": {"version": "gemm"},
@@ -52,12 +51,13 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "bitsandbytes.fp4": {"type": "fp4"},
     "bitsandbytes.int8": {"type": "int8"},
 }
+"""Settings that the variants of targets stand for."""
 
 
 def target_ids() -> list[str]:
     """The targets that are checkpoint formats, with their variants."""
     enveloped = (f"{ID}.gguf.{type.lower()}" for type in BLOCK_TYPES)
-    return sorted({*TARGETS, *_VARIANTS, ID, *enveloped})
+    return sorted({*TARGETS, *VARIANTS, ID, *enveloped})
 
 
 def find_target(to: str) -> tuple[Target, dict[str, Any]] | None:
@@ -65,9 +65,9 @@ def find_target(to: str) -> tuple[Target, dict[str, Any]] | None:
     id = to if to in TARGETS else to.partition(".")[0]
     if id == ID:
         return _enveloped(to.removeprefix(ID))
-    if id not in TARGETS or (to != id and to not in _VARIANTS):
+    if id not in TARGETS or (to != id and to not in VARIANTS):
         return None
-    return TARGETS[id], dict(_VARIANTS.get(to, {}))
+    return TARGETS[id], dict(VARIANTS.get(to, {}))
 
 
 def _enveloped(inner: str) -> tuple[Target, dict[str, Any]] | None:
