@@ -1,4 +1,7 @@
-"""Renders the records of benches/record as docs/benchmarks.md: ``python benches/python/report.py [--check]``."""
+"""Renders the records of benches/record: ``python benches/python/report.py [--check]``.
+
+They become docs/benchmarks.md, and the figures at the end of docs/quantizers.md.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ import goals
 from common import RECORD
 
 PAGE = RECORD.parent.parent / "docs" / "benchmarks.md"
+QUANTIZERS = PAGE.with_name("quantizers.md")
+FIGURES = "\n## Figures\n"
 MARK = {"aim": "✓✓", "must": "✓", "below": "✗", None: ""}
 INTRODUCTION = """\
 # Benchmarks
@@ -43,13 +48,16 @@ def main() -> int:
     options = parser.parse_args()
     records = [json.loads(path.read_text()) for path in sorted(RECORD.glob("*.json"))]
     text = "\n".join([INTRODUCTION, *(line for record in records for line in _processor(record))]).rstrip() + "\n"
-    if options.check:
-        if not PAGE.exists() or PAGE.read_text() != text:
-            print(f"{PAGE.name} is out of date: run benches/python/report.py", file=sys.stderr)
+    prose, _, _ = QUANTIZERS.read_text().partition(FIGURES)
+    figures = "\n".join(line for record in records for line in _quantizers(record)).rstrip()
+    pages = {PAGE: text, QUANTIZERS: f"{prose}{FIGURES}\n{figures}\n"}
+    for page, wanted in pages.items():
+        if not options.check:
+            page.parent.mkdir(exist_ok=True)
+            page.write_text(wanted)
+        elif not page.exists() or page.read_text() != wanted:
+            print(f"{page.name} is out of date: run benches/python/report.py", file=sys.stderr)
             return 1
-        return 0
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text)
     return 0
 
 
@@ -81,6 +89,30 @@ def _processor(record: dict[str, Any]) -> Iterator[str]:
             ["", *CONVERTERS],
             ([target, *(_job(runs.get(name)) for name in CONVERTERS)] for target, runs in targets.items()),
         )
+
+
+def _quantizers(record: dict[str, Any]) -> Iterator[str]:
+    for model, found in record.get("quantizers", {}).items():
+        yield f"### {model}\n"
+        made_of = f"{found['weights']:,} weights of {found['matrices']} matrices (every so many rows), {found['date']}"
+        yield f"{made_of}: relative error, SQNR in dB in brackets.\n"
+        for integer in (True, False):
+            rows = {key: row for key, row in found["rows"].items() if key[0].isdigit() == integer}
+            methods = list(dict.fromkeys(method for row in rows.values() for method in row))
+            yield from _table(
+                ["", *methods], ([key, *(_error(row.get(method)) for method in methods)] for key, row in rows.items())
+            )
+        rows = found["rows"]
+        spent: dict[str, list[float]] = {}
+        for key, row in rows.items():
+            for method, one in row.items() if key[0].isdigit() else ():
+                spent.setdefault(method, []).append(one["ns"])
+        listed = ", ".join(f"{method} {min(each):.0f} to {max(each):.0f}" for method, each in spent.items())
+        yield f"Nanoseconds of one thread for a weight with integer codes: {listed}.\n"
+
+
+def _error(found: dict[str, float] | None) -> str:
+    return "" if found is None else f"{found['error']:.4f} ({found['sqnr']:.1f})"
 
 
 def _job(run: dict[str, Any] | None) -> str:
