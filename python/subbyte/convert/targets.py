@@ -221,7 +221,7 @@ def shapes(target: Target, params: Mapping[str, Any], shape: tuple[int, ...], ki
         shape: of the weight.
         kind: type of its values.
     """
-    return dict(_encoded_shapes(target.id, json.dumps(params, sort_keys=True), shape, kind))
+    return dict(_encoded_shapes(target.id, json.dumps(params, sort_keys=True), shape, kind, target.whole))
 
 
 def moved_shapes(target: Target, params: Mapping[str, Any], form: Form) -> Shapes:
@@ -256,7 +256,7 @@ def _written_shapes(target: Target, params: Mapping[str, Any], form: Form) -> Sh
 
 
 @cache
-def _encoded_shapes(id: str, params: str, shape: tuple[int, ...], kind: str) -> Shapes:
+def _encoded_shapes(id: str, params: str, shape: tuple[int, ...], kind: str, whole: bool) -> Shapes:
     decoded, format = json.loads(params), checkpoint_format(id)
     *leading, _, columns = shape
 
@@ -266,7 +266,7 @@ def _encoded_shapes(id: str, params: str, shape: tuple[int, ...], kind: str) -> 
         made = format.encode(_planes.float_plane(values, kind).array(), params=decoded, importance=None)
         return _shapes_of({name: _planes.plane(made[name]) for name in made})
 
-    return _grown(shape, encode) or encode(0, 0)
+    return (None if whole else _grown(shape, encode)) or encode(0, 0)
 
 
 def _shapes_of(planes: Mapping[str, Plane]) -> Shapes:

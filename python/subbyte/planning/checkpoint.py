@@ -29,7 +29,7 @@ from subbyte.convert.targets import (
     transposed,
 )
 from subbyte.convert.types import FLOATS, quantized
-from subbyte.errors import ArgumentError, Error
+from subbyte.errors import ArgumentError, Error, FormatError, UnsupportedError
 from subbyte.io.remote import Place
 from subbyte.planes import Plane, stored
 from subbyte.planning.dense import dense_type, folder_source
@@ -111,7 +111,7 @@ class _Planned:
         self.kept = Kept()
         self.layers: dict[str, Stored] = {}
         self.beside: dict[str, Plane] = {}
-        self.left_out = source.left_out
+        self.left_out, self.warnings = source.left_out, source.warnings
         self.dense: list[str] = []
         self.again: list[tuple[str, str]] = []
         self.from_floats = not any(recipe.content.layered or quantized(recipe.type) for recipe in recipes)
@@ -145,9 +145,13 @@ class _Planned:
             found = moved_shapes(self.target, params, fit.form)
             stored_as = Stored(params, fit.form.shape, tuple(found), transposed(recipe))
         else:
-            params = self.target.params(self.options, recipe.shape)
             kind = "quantized" if self.from_floats else "requantized"
-            found = shapes(self.target, params, recipe.shape, scale)
+            try:
+                params = self.target.params(self.options, recipe.shape)
+                found = shapes(self.target, params, recipe.shape, scale)
+            except (FormatError, UnsupportedError) as error:
+                self.warnings.append(f"'{recipe.name}' stays floats: {error.message}")
+                return self._dense(recipe, own)
             stored_as = Stored(params, recipe.shape, tuple(found))
         layer = TargetLayer(self.target, recipe, params, self.options, fit is not None, scale, self.kept)
         self.layers[recipe.name] = stored_as

@@ -127,7 +127,11 @@ class Target(ABC):
 
     @abstractmethod
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
-        """Parameters of the format's encoder for a weight of floats (the defaults are in ``options``)."""
+        """Parameters of the format's encoder for a weight of floats (the defaults are in ``options``).
+
+        Raises:
+            MisfitError: the format has no place for a weight of this shape.
+        """
 
     def tensor(self, weight: str, plane: str) -> str:
         """Name of the tensor of a plane of the weight called ``weight``."""

@@ -120,6 +120,8 @@ class BitNet(Target):
         return {"quant_method": self.id, "linear_class": kind, "quantization_mode": "offline", "use_rms_norm": False}
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
+        if shape[-2] % 4:
+            raise MisfitError(f"{shape[-2]} rows are no multiple of 4, and BitNet does not store how many there are")
         return {"quantization_config": self._config(for_floats(options, self, "linear_class"))}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
@@ -300,7 +302,6 @@ class QServe(Target):
         return {"config": {"w_bit": 4, "group_size": for_floats(options, self, "group_size")}}
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
-        one_config(layers, "config")
         return Settings({})  # the tensors say everything, and there is no standard for settings
 
 
@@ -356,5 +357,4 @@ class Any4(Target):
         return self._params(for_floats(options, self, "group_size"), shape[-1])
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
-        one_config(layers, "meta")
         return Settings({})  # there is no standard for settings; the tensors say everything
