@@ -335,3 +335,21 @@ def test_blocks_that_hardly_vary(target, name):
         for chosen in (params, {**params, "method": "mse"})
     ]
     assert losses[1].sum() <= losses[0].sum() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("format", "params"),
+    [
+        ("quanto", {"quantization_config": {"weights": "int8"}}),
+        ("hqq", {"nbits": 1.58, "group_size": 64}),
+        ("modelopt", {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}}),
+        (
+            "torchao",
+            {"_type": "Float8Tensor", "_data": {"block_size": [1, 256]}, "_tensor_data_names": ["qdata", "scale"]},
+        ),
+    ],
+)
+def test_where_there_is_no_other_method_it_is_refused(format, params):
+    assert relative_error(format, {**params, "method": "writer"}) < 1
+    with pytest.raises(subbyte.UnsupportedError, match="no other method than writer, not 'mse'"):
+        relative_error(format, {**params, "method": "mse"})

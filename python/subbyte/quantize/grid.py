@@ -7,7 +7,7 @@ the best of what can be written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subbyte import planes as _planes
-from subbyte.errors import ArgumentError, NonFiniteError
+from subbyte.errors import ArgumentError, NonFiniteError, UnsupportedError
 from subbyte.forms import Affine, Biased, ByteCodes, FloatZero
 from subbyte.planes import rounded
 
@@ -184,6 +184,16 @@ class Quantized:
         if self.outliers is not None:
             found[self.outliers.rows, self.outliers.columns] = self.outliers.values
         return found
+
+
+def writer_only(params: Mapping[str, Any], what: str) -> None:
+    """Refuses a ``method`` among a format's parameters where there is only the rule of the format's own library.
+
+    Raises:
+        UnsupportedError: there is one; ``what`` says of what.
+    """
+    if params.get("method", "writer") != "writer":
+        raise UnsupportedError(f"{what} have no other method than writer, not {params['method']!r:.40}")
 
 
 def checked_values(values: Any) -> Floats:

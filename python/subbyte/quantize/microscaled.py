@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from subbyte import planes as _planes
-from subbyte.errors import ArgumentError
-from subbyte.forms import ByteCodes, Microscaled
+from subbyte.errors import ArgumentError, UnsupportedError
+from subbyte.forms import ByteCodes, Form, Microscaled
 from subbyte.forms.microfloat import divide_blocks, encode_element
 from subbyte.forms.scaled import element_values
 from subbyte.planes import Plane
@@ -27,7 +27,7 @@ _RANGE = {"F8_E8M0": (0, 254), "F8_E4M3": (1, 126)}
 _CHUNK = 1 << 16
 
 
-def refined(form: Microscaled, source: Plane, params: Mapping[str, Any], importance: Any = None) -> Microscaled:
+def refined(form: Form, source: Plane, params: Mapping[str, Any], importance: Any = None) -> Form:
     """A writer's form with the scales and elements that the ``method`` among a format's parameters chooses.
 
     Args:
@@ -38,11 +38,14 @@ def refined(form: Microscaled, source: Plane, params: Mapping[str, Any], importa
 
     Raises:
         ArgumentError: another method, or importance of another shape.
+        UnsupportedError: another method than the writer's for a form without blocks of small floats.
         NonFiniteError: importance that is NaN or infinite.
     """
     method = params.get("method", "writer")
     if method == "writer":
         return form
+    if not isinstance(form, Microscaled):
+        raise UnsupportedError(f"these elements have no other method than writer, not {method!r:.40}")
     if method != "mse":
         raise ArgumentError(f"method {method!r:.40}: blocks of small floats have writer and mse")
     weights = checked_weights(importance, None, form.columns)

@@ -65,7 +65,7 @@ from subbyte.formats.compressed_tensors.scheme import (
     schemes,
     sparse_format,
 )
-from subbyte.forms import Form, Microscaled
+from subbyte.forms import Form
 from subbyte.forms.dense import Dense
 from subbyte.planes import Plane
 from subbyte.quantize.microscaled import refined
@@ -108,8 +108,7 @@ class CompressedTensors(Format):
         if scheme.integer:
             form = integers.encode(source, scheme, params, importance)
         else:
-            form = floats.encode(source, scheme, params)
-            form = refined(form, source, params, importance) if isinstance(form, Microscaled) else form
+            form = refined(floats.encode(source, scheme, params), source, params, importance)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:

@@ -21,6 +21,7 @@ from subbyte.forms import Affine, ByteCodes, Form, PackedCodes
 from subbyte.forms.codes import Codes, pack, unpack, words_per_row
 from subbyte.planes import FLOATS, Plane, float_plane, rounded
 from subbyte.quantize import Grid, quantized
+from subbyte.quantize.grid import writer_only
 
 _EVEN = (1, 2, 4, 8)
 #: The distance from 1 to the next number of the type.
@@ -225,8 +226,8 @@ def encode(source: Plane, scheme: Scheme, params: Mapping[str, Any], importance:
         UnsupportedError: a method for scales that several rows share.
     """
     step = scheme.step(source.shape[0], source.shape[1])
-    if step[0] > 1 and params.get("method", "writer") != "writer":
-        raise UnsupportedError(f"scales of {step[0]} rows have no other method than the writer's")
+    if step[0] > 1:
+        writer_only(params, f"scales of {step[0]} rows")
     grid = Grid(scheme.bits, step[1], scheme.symmetric, kind=source.kind)
     return quantized(source, params, grid, importance) or _encode(source, scheme)
 

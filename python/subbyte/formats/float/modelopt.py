@@ -63,6 +63,7 @@ from subbyte.forms import Affine, BlockScaled, ByteCodes, ColumnScaled, Form, Mi
 from subbyte.forms.codes import CodeArray, Codes, as_packed_bytes, packed_bytes
 from subbyte.forms.microfloat import block_maxima, divide_blocks, e8m0_scales, encode_e2m1, encode_element
 from subbyte.planes import FLOATS, Plane, float8_values
+from subbyte.quantize.grid import writer_only
 from subbyte.quantize.microscaled import refined
 
 #: What a layer holds, by quant_algo.
@@ -126,13 +127,13 @@ class ModelOpt(Format):
         if source.data.ndim < 2 or not source.data.size:
             raise UnsupportedError(f"ModelOpt formats store matrices; the array has shape {list(source.shape)}")
         if algo == "FP8":
+            writer_only(params, "elements of FP8")
             return encoded(self.id, per_tensor(source, params), source.shape, params)
         kind = KINDS.get(algo or "")
         encoder = {"NVFP4": _encode_nvfp4, "MXFP4": _encode_mxfp4, "MXFP8": _encode_mxfp8, "INT4": _encode_int4}
         if kind not in encoder:
             raise UnsupportedError(f"ModelOpt layers of {algo} cannot be made from floats yet")
-        form = encoder[kind](source, config, params)
-        form = refined(form, source, params, importance) if isinstance(form, Microscaled) else form
+        form = refined(encoder[kind](source, config, params), source, params, importance)
         return encoded(self.id, self.write(form, params), source.shape, params)
 
     def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:

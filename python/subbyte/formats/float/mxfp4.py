@@ -64,8 +64,8 @@ class Mxfp4(Format):
             "F8_E8M0",
             BLOCK,
         )
-        form = refined(form, source, params, importance)
-        return encoded(self.id, self.write(form, params), source.shape, params)
+        found = refined(form, source, params, importance)
+        return encoded(self.id, self.write(found, params), source.shape, params)
 
     def separable(self, params: Mapping[str, Any], shape: Sequence[int]) -> int:
         return 32

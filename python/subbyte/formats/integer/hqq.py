@@ -47,6 +47,7 @@ from subbyte.formats.integer.slabs import DTYPE_NAMES, DTYPES, PACKINGS, matrix_
 from subbyte.forms import FloatZero, Form
 from subbyte.planes import FLOATS, Plane, promoted
 from subbyte.quantize import Grid, quantized
+from subbyte.quantize.grid import writer_only
 from subbyte.quantize.half_quadratic import half_quadratic
 
 #: Packing by bits. Ternary codes (1.58 bits) are packed as those of 2 bits.
@@ -114,8 +115,8 @@ class Hqq(Format):
         values = source.float32()
         grouped = values.reshape(groups, group) if axis == 1 else np.ascontiguousarray(values.reshape(group, groups).T)
         kind, largest = source.kind, 2 if ternary else (1 << bits) - 1
-        if ternary and params.get("method", "writer") != "writer":
-            raise UnsupportedError("ternary codes have no other method than the writer's")
+        if ternary:
+            writer_only(params, "ternary codes")
         grid, by_columns = Grid(bits, group, zeros="float", kind=kind), axis == 1 and columns % group == 0
         form = quantized(
             source if by_columns else Plane(grouped, "F32"), params, grid, importance if by_columns else None

@@ -46,6 +46,7 @@ from subbyte.forms import Affine, Biased, BlockScaled, Form, SlabCodes
 from subbyte.forms.microfloat import LARGEST, encode_element
 from subbyte.planes import FLOATS, Plane, rounded
 from subbyte.quantize import Grid, quantized
+from subbyte.quantize.grid import writer_only
 
 _FLOAT8 = {"qfloat8_e4m3fn": "F8_E4M3", "qfloat8_e5m2": "F8_E5M2", "qfloat8_e4m3fnuz": "F8_E4M3FNUZ"}
 _PACKED = {"qint4": 4, "qint2": 2}
@@ -85,6 +86,7 @@ class Quanto(Format):
             grid = Grid(_PACKED[name], width, zeros="bias", kind=source.kind)
             form: Form = quantized(source, params, grid, importance) or _encode_packed(source, _PACKED[name], width)
         else:
+            writer_only(params, f"weights of type {name}")
             form = _encode_bytes(source, "I8" if name == "qint8" else _FLOAT8[name])
         return encoded(self.id, self.write(form, params), source.shape, params)
 

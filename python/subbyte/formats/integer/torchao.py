@@ -62,6 +62,7 @@ from subbyte.forms.codes import Codes, SignedCodes, as_packed_bytes, pack, packe
 from subbyte.forms.microfloat import LARGEST, block_maxima, divide_blocks, e8m0_scales, encode_e4m3, encode_element
 from subbyte.planes import FLOATS, Plane, rounded
 from subbyte.quantize import Grid, quantized
+from subbyte.quantize.grid import writer_only
 from subbyte.quantize.microscaled import refined
 
 _FIELDS = ("qdata", "scale", "zero_point", "per_tensor_scale")
@@ -102,7 +103,7 @@ class TorchAo(Format):
         if source.data.ndim < 2:
             raise UnsupportedError(f"torchao's weights are matrices; the array has shape {list(source.shape)}")
         if kind == "Float8Tensor":
-            form: Form = _encode_float8(source, data)
+            form = refined(_encode_float8(source, data), source, params, importance)
         elif kind == "MXTensor":
             form = refined(_encode_mx(source, data), source, params, importance)
         elif kind == "NVFP4Tensor":
@@ -332,7 +333,7 @@ def _searched(
         return None
     block = _block_size(data, source.shape)
     if any(step > 1 for step in block[:-1]):
-        raise UnsupportedError(f"scales of blocks of {list(block)} have no other method than the writer's")
+        writer_only(params, f"scales of blocks of {list(block)}")
     if kind == "Int4Tensor":
         found = quantized(source, params, Grid(4, block[-1], zeros="bias", kind=source.kind, signed=8), importance)
         return replace(found, compute="F32") if isinstance(found, Biased) else None
