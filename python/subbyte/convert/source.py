@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,9 @@ class _Collected:
         if self.arch.drops_further_layers and layer and int(layer[1]) >= layer_count(self.config):
             self.source.left_out.append((name, "a layer that predicts further tokens"))
             return
+        if name in self.empty_biases:
+            self.source.left_out.append((name, "a bias of zeros that the quantizer added"))
+            return
         match = self.arch.match(plain, self.config)
         if match is None and self.layers and self._is_left_out(name):
             return
@@ -314,13 +318,24 @@ class _Collected:
             cut = isinstance(rows, Selected)
             self._put(match.name, name, rows.shape[1:] if cut else stored.shape, rows)
 
+    @cached_property
+    def empty_biases(self) -> set[str]:
+        """Biases of quantized layers that are zeros in every block: some quantizers give each layer one."""
+        roles: dict[str, list[str]] = {}
+        for name in self.tensors:
+            if name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in self.layers:
+                roles.setdefault(re.sub(r"\.\d+\.", ".N.", name), []).append(name)
+        return {
+            name
+            for names in roles.values()
+            if not any(self.tensors.array(name).view(np.uint8).any() for name in names)
+            for name in names
+        }
+
     def _is_left_out(self, name: str) -> bool:
         """Whether a tensor that stands beside quantized layers has no place in GGUF."""
         if name.endswith(_ACTIVATIONS):
             self.source.left_out.append((name, "a scale of activations or of the cache, which GGUF has no place for"))
-            return True
-        if name.endswith(".bias") and not self.tensors.array(name).view(np.uint8).any():
-            self.source.left_out.append((name, "a bias of zeros that the quantizer added"))
             return True
         return False
 

@@ -72,8 +72,6 @@ def plan_checkpoint(
         Error: with ``strict``, there are warnings.
     """
     source, own, config, small = folder_source(src)
-    if strict and source.warnings:
-        raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     recipes = [recipe.in_blocks() for recipe in source.recipes]
     planned = _Planned(target, options, source, recipes)
     tensors = [tensor for recipe in recipes for tensor in planned.tensors_of(recipe, own)]
@@ -88,6 +86,8 @@ def plan_checkpoint(
         )
     if not planned.layers:
         source.warnings.append(f"no tensor can be stored as '{target.id}': all stay floats")
+    if strict and source.warnings:
+        raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     try:
         names = [tensor.name for tensor in beside]
         found = target.config(planned.layers, planned.dense, names) if planned.layers else None
@@ -132,27 +132,26 @@ class _Planned:
                 fit = self.target.fit(form, self.options)
             except MisfitError as error:
                 why = error.message
-                self.again.append((recipe.name, why))
         elif recipe.content.layered or quantized(recipe.type):
             why = f"{recipe.type} has no exact route"
-            self.again.append((recipe.name, why))
         elif not (self.from_floats and _is_matrix(recipe)):
             return self._dense(recipe, own)
-        self.beside |= companions_of(recipe)
         scale = recipe.type if recipe.type in FLOATS and not recipe.content.layered else own
         if fit is not None:
             params, kind, why, bound = fit.params, fit.kind, fit.grade.reason, fit.bound
             found = moved_shapes(self.target, params, fit.form)
             stored_as = Stored(params, fit.form.shape, tuple(found), transposed(recipe))
         else:
-            kind = "quantized" if self.from_floats else "requantized"
             try:
                 params = self.target.params(self.options, recipe.shape)
                 found = shapes(self.target, params, recipe.shape, scale)
-            except (FormatError, UnsupportedError) as error:
+            except (ArgumentError, FormatError, UnsupportedError) as error:
                 self.warnings.append(f"'{recipe.name}' stays floats: {error.message}")
                 return self._dense(recipe, own)
+            kind = "quantized" if self.from_floats else "requantized"
+            self.again += [] if self.from_floats else [(recipe.name, why)]
             stored_as = Stored(params, recipe.shape, tuple(found))
+        self.beside |= companions_of(recipe)
         layer = TargetLayer(self.target, recipe, params, self.options, fit is not None, scale, self.kept)
         self.layers[recipe.name] = stored_as
         planes = {plane: PlaneRows(layer, plane, type, shape) for plane, (type, shape) in found.items()}

@@ -228,12 +228,19 @@ def as_biased(form: Form) -> Biased:
 
 
 def one_config(layers: Mapping[str, Stored], key: str = "quantization_config") -> Mapping[str, Any]:
-    """The settings that all layers share.
+    """The settings that all layers share; one group of all columns is one of their number where others have that.
 
     Raises:
         MisfitError: they differ, and the format has one place for them.
     """
     configs = [layer.params[key] for layer in layers.values()]
+    sizes = {config.get("group_size", -1) for config in configs} - {-1}
+    if len(sizes) == 1:
+        (size,) = sizes
+        configs = [
+            {**config, "group_size": size} if config["group_size"] == -1 and layer.shape[-1] == size else config
+            for config, layer in zip(configs, layers.values(), strict=True)
+        ]
     first = next(iter(layers), "")
     for name, config in zip(layers, configs, strict=True):
         if config != configs[0]:
