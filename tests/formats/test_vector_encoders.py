@@ -25,7 +25,8 @@ CASES = {
     "vptq": ("vptq", VPTQ, 0.04),
     "vptq with outliers": (
         "vptq",
-        VPTQ | {"group_size": 60, "group_num": 2, "outlier_size": 8, "vector_lens": [3, 4], "num_centroids": [256, 256]},
+        VPTQ
+        | {"group_size": 60, "group_num": 2, "outlier_size": 8, "vector_lens": [3, 4], "num_centroids": [256, 256]},
         0.04,
     ),
     "vptq not packed": ("vptq", VPTQ | {"is_indice_packed": False, "num_res_centroids": [-1, -1]}, 0.12),

@@ -165,7 +165,8 @@ class SubbyteQuantizer(HfQuantizer):  # type: ignore[misc]
         """Planes keep their type; what the operation passes on, it converts itself."""
         if any(isinstance(operation, Decode) for operation in _operations(converter)):
             return None
-        return super().get_new_dtype(converter, param, dtype)  # type: ignore[no-any-return]
+        found: torch.dtype | None = super().get_new_dtype(converter, param, dtype)
+        return found
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         used = getattr(model, "_weight_conversions", None)
@@ -228,7 +229,7 @@ class Decode(ConversionOps):  # type: ignore[misc]
         raise UnsupportedError("decoded weights are saved as floats")
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module):  # type: ignore[misc]
     """A linear layer that keeps its planes as buffers and decodes them when it runs."""
 
     def __init__(self, layer: Layer, kinds: Mapping[str, tuple[str, tuple[int, ...]]], dense: nn.Linear) -> None:
