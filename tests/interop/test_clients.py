@@ -151,7 +151,7 @@ def test_bitsandbytes_dequantizes_our_state(torch: Any, kind: str, nested: bool,
     assert np.array_equal(found.float().numpy(), ours.astype(np.float32))
 
 
-@pytest.mark.parametrize("settings", [{}, {"quant_type": "fp4"}], ids=["nf4", "fp4"])
+@pytest.mark.parametrize("settings", [{}, {"type": "fp4"}], ids=["nf4", "fp4"])
 def test_transformers_and_bitsandbytes(
     tmp_path: Path, torch: Any, transformers: Any, settings: dict[str, Any], note: Callable[[str, Any], None]
 ) -> None:
