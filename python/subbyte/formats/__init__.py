@@ -58,6 +58,7 @@ _MODULES = {
     "qserve": "integer.qserve",
     "qserve.int8": "integer.qserve",
     "quanto": "integer.quanto",
+    "quip": "vector.quip",
     "sinq": "integer.sinq",
     "spqr": "vector.spqr",
     "squeezellm": "vector.squeezellm",

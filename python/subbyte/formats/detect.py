@@ -1,7 +1,7 @@
 """Which format a checkpoint is in: by its settings, then by the names of its tensors.
 
-The order is that of ``quantization_config`` in config.json (perhaps below ``text_config``), MLX's ``quantization``, the
-side files of GPTQ, AWQ and ModelOpt, and last the suffixes of the tensors.
+The order is that of ``quantization_config`` in config.json (perhaps below ``text_config``), the ``quip_params`` of
+QuIP# and QTIP, MLX's ``quantization``, the side files of GPTQ, AWQ and ModelOpt, and last the suffixes of the tensors.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ def _from_config(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | N
         raise FormatError(f"quantization_config is {settings!r:.60}: expected a JSON object")
     method = (settings or {}).get("quant_method")
     if method is None:
+        quip = config.get("quip_params")
+        if isinstance(quip, Mapping):
+            return "qtip" if quip.get("codebook") == "bitshift" else "quip", quip
         mlx = config.get("quantization")
         return ("mlx", mlx) if isinstance(mlx, Mapping) else None
     if method == "auto-round":
@@ -104,6 +107,8 @@ def by_names(source: SafetensorsFile) -> str | None:
             return "squeezellm"
         elif last == "dense_weights" and f"{module}.col_vals" in source:
             return "spqr"
+        elif last == "Qidxs":
+            return "quip"
         elif last == "tables2":
             return "higgs"
         elif last == "weight_packed" or (last == "bitmask" and f"{module}.compressed" in source):

@@ -1,4 +1,4 @@
-"""Sums of vectors from tables (AQLM, VPTQ, GPTVQ, HIGGS, Q-Palette)."""
+"""Sums of vectors from tables (AQLM, VPTQ, GPTVQ, HIGGS, Q-Palette, QuIP#)."""
 
 from __future__ import annotations
 
@@ -127,3 +127,39 @@ class Additive(Form):
             of_row = np.arange(start, max(stop, start)) // max(self.rows // down, 1)
             scales = Plane(self.scales.data[of_row], self.scales.kind).float32()
             return rounded(total * np.repeat(scales, self.columns // across, axis=1), kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Residual(Form):
+    """w = main + residual / divisor (QuIP#).
+
+    The quotient and the sum are float32. In a 16-bit type both are rounded to it, the quotient being that of float32.
+
+    Attributes:
+        main, residual: of the same shape.
+        divisor: of the residual.
+    """
+
+    shape: tuple[int, ...]
+    main: Form
+    residual: Form
+    divisor: float
+
+    def __post_init__(self) -> None:
+        if self.main.shape != self.shape or self.residual.shape != self.shape:
+            raise FormatError(f"{list(self.main.shape)} and {list(self.residual.shape)} do not make {list(self.shape)}")
+
+    @property
+    def together(self) -> int:
+        return lcm(self.main.together, self.residual.together)
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        return self._values(rows, "F32")
+
+    def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        return self._values(rows, kind)
+
+    def _values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        with np.errstate(all="ignore"):
+            rest = rounded(self.residual.values(rows) / np.float32(self.divisor), kind)
+            return rounded(self.main.values(rows) + rest, kind)

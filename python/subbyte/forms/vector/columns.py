@@ -76,6 +76,38 @@ class Stacked(Form):
 
 
 @dataclass(frozen=True, eq=False)
+class RowRange(Form):
+    """Neighbouring rows of a weight that is stored together with others.
+
+    Attributes:
+        whole: the weight of all rows.
+        first: the first row.
+    """
+
+    shape: tuple[int, ...]
+    whole: Form
+    first: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.first + self.rows <= self.whole.rows or self.columns != self.whole.columns:
+            raise FormatError(f"rows {self.first} on of {list(self.whole.shape)} do not make {list(self.shape)}")
+
+    @property
+    def together(self) -> int:
+        return max(self.rows, 1) if self.whole.together > 1 else 1
+
+    def values(self, rows: slice) -> NDArray[np.float32]:
+        return self.whole.values(self._of_whole(rows))
+
+    def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        return self.whole.rounded_values(self._of_whole(rows), kind)
+
+    def _of_whole(self, rows: slice) -> slice:
+        start, stop, _ = rows.indices(self.rows)
+        return slice(self.first + start, self.first + max(start, stop))
+
+
+@dataclass(frozen=True, eq=False)
 class Ordered(Form):
     """A weight whose columns are stored in another order: column ``order[j]`` is the stored column j.
 
