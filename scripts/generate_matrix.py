@@ -11,7 +11,8 @@ from pathlib import Path
 from subbyte.arch import ARCHITECTURES
 from subbyte.convert.catalogue import CLASSES, list_conversions
 from subbyte.convert.types import FLOATS, WEIGHTS
-from subbyte.formats import PLANNED, format_ids
+from subbyte.formats import PLANNED, checkpoint_format, envelope, format_ids
+from subbyte.formats.base import Format
 from subbyte.ggml import TYPES
 from subbyte.planning.mix import ALIASES, FILE_TYPES
 from subbyte.routes import TARGETS, VARIANTS, matrix
@@ -96,6 +97,22 @@ def checkpoints() -> str:
     return table(["source", *(f"`{target}`" for target in targets)], rows)
 
 
+def formats() -> str:
+    """The checkpoint formats."""
+    mark = {True: "✓", False: "–"}
+    return table(
+        ["format", "open", "target"],
+        (
+            [
+                f"`{id}`",
+                mark[type(checkpoint_format(id)).layers is not Format.layers],
+                mark[id in TARGETS or id == envelope.ID],
+            ]
+            for id in format_ids()
+        ),
+    )
+
+
 def settings() -> str:
     """The settings of every target that is a checkpoint format, and what its variants stand for."""
     rows = []
@@ -142,8 +159,11 @@ are stored and copied, not decoded to floats. *importance* is what the encoder d
 
 ## Checkpoint formats
 
-What `subbyte.open` reads as a folder of safetensors and `subbyte.decode` decodes layer by layer:
-{" ".join(f"`{name}`" for name in format_ids())}.
+What `subbyte.decode` and `subbyte.encode` take, layer by layer; *open*: `subbyte.open` reads folders of safetensors in
+this format; *target*: `subbyte convert --to` writes them. The bytes of each are specified in
+[Checkpoint formats](checkpoints.md), and in [subbyte's own checkpoints](envelope.md).
+
+{formats()}
 
 ## Conversions, tensor by tensor
 

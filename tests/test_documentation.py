@@ -5,15 +5,24 @@ from __future__ import annotations
 import importlib.util
 import re
 
+import pytest
+
 import subbyte
+from subbyte.formats import format_ids
 
 
-def test_the_format_matrix_is_what_the_registries_say(root):
-    spec = importlib.util.spec_from_file_location("generate_matrix", root / "scripts" / "generate_matrix.py")
+@pytest.mark.parametrize("name", ["generate_matrix", "generate_formats"])
+def test_generated_pages_are_what_the_registries_and_docstrings_say(name, root):
+    spec = importlib.util.spec_from_file_location(name, root / "scripts" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     committed = script.PAGE.read_text(encoding="utf-8")
-    assert committed == script.render(), "run python scripts/generate_matrix.py"
+    assert committed == script.render(), f"run python scripts/{name}.py"
+
+
+def test_the_readme_lists_every_checkpoint_format(root):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert [id for id in format_ids() if id.partition(".")[0] not in re.findall(r"`([a-z0-9-]+)", text)] == []
 
 
 def test_navigation_lists_every_page(root):
