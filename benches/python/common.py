@@ -1,11 +1,13 @@
-"""What the benches share: timing by the CPU time of one thread, peers taking turns, and the recorded figures."""
+"""What the benches share: CPU time of one thread, peers taking turns; processes; the recorded figures."""
 
 from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,6 +65,22 @@ def _sample(call: Callable[[], object], n: int) -> int:
     for _ in range(n):
         call()
     return time.thread_time_ns() - start
+
+
+def measured(command: list[str], threads: int) -> dict[str, float]:
+    """Runs a command in a process of its own."""
+    sys.stdout.flush()
+    environment = os.environ | {"SUBBYTE_NUM_THREADS": str(threads)}
+    start = time.perf_counter()
+    child = os.posix_spawnp(command[0], command, environment)
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)}: failed")
+    return {
+        "wall_s": round(time.perf_counter() - start, 3),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
+        "peak_mb": round(usage.ru_maxrss / 1000, 1),
+    }
 
 
 def processor() -> str:

@@ -14,12 +14,11 @@ import os
 import platform
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from common import record, today
+from common import measured, record, today
 
 import subbyte
 from subbyte.arrays import small_float
@@ -82,22 +81,6 @@ def with_gguf_py(src: Path, dst: Path, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def measured(command: list[str], threads: int) -> dict[str, float]:
-    """Runs a command in a process of its own."""
-    sys.stdout.flush()
-    environment = os.environ | {"SUBBYTE_NUM_THREADS": str(threads)}
-    start = time.perf_counter()
-    child = os.posix_spawnp(command[0], command, environment)
-    _, status, usage = os.wait4(child, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)}: failed")
-    return {
-        "wall_s": round(time.perf_counter() - start, 3),
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
-        "peak_mb": round(usage.ru_maxrss / 1000, 1),
-    }
 
 
 def competitors(src: Path, dst: Path, f16: Path, target: str, threads: int) -> dict[str, tuple[str, list[str]]]:

@@ -82,6 +82,33 @@ def _processor(record: dict[str, Any]) -> Iterator[str]:
                 for what, row in whats.items()
             ),
         )
+    for level, rows in record.get("checkpoints", {}).items():
+        yield f"### Layers of quantized checkpoints, level {level}\n"
+        yield "4096 × 4096 codes of 4 bits; the peer is what the format's library does on the CPU.\n"
+        yield from _table(
+            ["decode", "Mw/s", "limit", "peer", "ratio", ""],
+            (
+                [
+                    what,
+                    _rate(row),
+                    f"{row['limit_share']:.0%}",
+                    row["peer"],
+                    f"{row['ratio']:.1f}×",
+                    MARK[row["verdict"]],
+                ]
+                for what, row in rows.items()
+            ),
+        )
+    for threads, rows in record.get("repack", {}).items():
+        yield f"### Moving codes to another format, {threads}\n"
+        yield "Wall time, hashes and waiting for the disk included; CPU time and peak memory in brackets.\n"
+        yield from _table(
+            ["", "subbyte", "cp + sync", "ratio", ""],
+            (
+                [what, _job(row["subbyte"]), _job(row["cp + sync"]), f"{row['ratio']:.2f}×", MARK[row["verdict"]]]
+                for what, row in rows.items()
+            ),
+        )
     for job, targets in record.get("convert", {}).items():
         yield f"### Converting {job}\n"
         yield "Wall time; CPU time of all threads and peak memory, mapped files included, in brackets.\n"

@@ -25,6 +25,9 @@ def unpack(order: str, bits: int, words: Any, columns: int, codes: Any) -> None:
 def pack_codes(order: str, bits: int, codes: Any, columns: int, words: Any) -> None:
     """The reverse of `unpack`; unused bits become zero."""
 
+def lay_words(layout: str, rows: int, words: Any, out: Any) -> None:
+    """Lays rows of whole 32-bit words, each a stream of bits, "down" or (4 bits) "across" into `out`."""
+
 class PackedLayer:
     """A weight of packed codes of `bits` bits, `signed` where their upper bit is flipped.
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from subbyte import planes
+from subbyte.errors import ArgumentError
 from subbyte.formats.integer.awq import FastCodes, GemmCodes
 from subbyte.formats.integer.marlin import MarlinCodes
 from subbyte.forms import Affine, Biased, BlockScaled, ByteCodes, FloatZero, Microscaled, PackedCodes, Ternary
-from subbyte.forms.codes import ByteRowCodes, words_per_row
+from subbyte.forms.codes import ByteRowCodes, laid, words_per_row
 from subbyte.forms.flat import NibbleCodes, SlabCodes
 from subbyte.planes import Plane
 
@@ -98,3 +99,15 @@ def test_trits():
     form = Ternary((40, 160), SlabCodes(SlabCodes.pack(codes, 160, 4, 2, "U8"), 2, (40, 160), 4, 2),
                    floats((1, 1), "BF16"), 160, inverse=True)  # fmt: skip
     check(form)
+
+
+@pytest.mark.parametrize("shape", [(256, 1152), (136, 40), (1032, 520)])
+def test_words_are_laid_as_they_are_read(shape):
+    words = integers(np.uint32, (shape[0], shape[1] // 8))
+    codes = PackedCodes(words, 4, shape)
+    np.testing.assert_array_equal(GemmCodes(laid(words, "across")).unpack(), codes.unpack())
+    down = laid(words, "down")
+    np.testing.assert_array_equal(down, words.T.view(np.int32))
+    np.testing.assert_array_equal(PackedCodes(down, 4, shape, down=True).stream(), words)
+    with pytest.raises(ArgumentError, match="cannot be laid"):
+        laid(words[:12], "across")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -43,20 +44,28 @@ class Kept:
 
     def __init__(self, most: int = 2) -> None:
         self._most = most
-        self._found: OrderedDict[Hashable, Any] = OrderedDict()
+        self._found: OrderedDict[Hashable, Future[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
         """What ``make`` gives, made once while it is among the last few that were asked for."""
         with self._lock:
-            if key in self._found:
-                self._found.move_to_end(key)
-            else:
+            made: Future[T] | None = self._found.get(key)
+            mine = made is None
+            if made is None:
                 while len(self._found) >= self._most:
                     self._found.popitem(last=False)  # before the next one needs its memory
-                self._found[key] = make()
-            found: T = self._found[key]
-            return found
+                made = self._found[key] = Future()
+            else:
+                self._found.move_to_end(key)
+        if mine:
+            try:
+                made.set_result(make())
+            except BaseException as error:
+                with self._lock:
+                    self._found.pop(key, None)
+                made.set_exception(error)
+        return made.result()
 
 
 class Moved(NamedTuple):
@@ -84,7 +93,7 @@ class Layers(Mapping[str, Layer]):
         self.config = self._mapped.config
         self.tensors = SafetensorsFile(path, mmap=False)
         self._layers = {name: weight.layer for name, weight in self._mapped.items() if weight.layer is not None}
-        self.kept = Kept()
+        self.kept, self._looked = Kept(), Kept()
         self._looked_at = 0
         self._held: dict[tuple[str, str], Moved | MisfitError] = {}
 
@@ -109,6 +118,10 @@ class Layers(Mapping[str, Layer]):
         """
         if isinstance(self.path, remote.RemotePath):
             return self._form(name, _assumed)
+        found: Form = self._looked(name, lambda: self._look(name))
+        return found
+
+    def _look(self, name: str) -> Form:
         self._looked_at += self.nbytes(name)
         if self._looked_at > _MOST_LOOKED_AT and isinstance(self._mapped.source, SafetensorsFile):
             self._mapped.source.release()

@@ -17,6 +17,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from subbyte import _native
+from subbyte.arrays import as_bytes
 from subbyte.convert.types import Raw, nbytes, quantized
 from subbyte.convert.values import to_float32
 from subbyte.errors import FormatError
@@ -282,7 +284,11 @@ class Reordered(_View):
 
 def _gather(source: Rows, order: NDArray[np.int64]) -> Raw:
     first = int(order.min())
-    return source.read(first, int(order.max()) + 1)[order - first]
+    found = source.read(first, int(order.max()) + 1)
+    step = int(order[1] - order[0]) if len(order) > 1 else 1
+    if step > 0 and np.array_equal(order, np.arange(first, first + step * len(order), step)):
+        return found[::step]
+    return found[order - first]
 
 
 @dataclass(frozen=True, eq=False)
@@ -558,10 +564,13 @@ class Mxfp4(Rows):
 
     def read(self, start: int, stop: int) -> Raw:
         blocks = self.scales.shape[-1]
-        scales = self.scales.read(start, stop).reshape(-1, 1)
-        codes = self.codes.read(start * blocks, stop * blocks)
-        halves = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), 2, 16)
-        return np.concatenate([scales, halves[:, 0] | halves[:, 1] << 4], axis=1).reshape(stop - start, -1)
+        out = np.empty((stop - start, 17 * blocks), np.uint8)
+        if out.size:
+            codes = as_bytes(np.ascontiguousarray(self.codes.read(start * blocks, stop * blocks)))
+            scales = self.scales.read(start, stop).astype(np.uint16)
+            packed = _native.PackedLayer(codes, 4, len(out), 32 * blocks, "rows", row_bytes=16 * blocks)
+            packed.assemble("MXFP4", 0, as_bytes(out), group=32, zeros=None, scales=as_bytes(scales), minima=None)
+        return out
 
     def place(self, row: int, column: int) -> Place:
         return self.scales.place(row, column // 32)

@@ -76,6 +76,25 @@ def units(tensors: Sequence[TensorPlan]) -> Iterator[Unit]:
             number += 1
 
 
+def together(tensors: Sequence[TensorPlan], todo: Sequence[Unit], most: int) -> Iterator[list[Unit]]:
+    """The units in groups for one worker each: those of a layer that is made as a whole, up to ``most`` bytes."""
+    batch: list[Unit] = []
+    size, layer = 0, None
+    for unit in todo:
+        if not batch or unit.tensor != batch[-1].tensor:
+            content = tensors[unit.tensor].recipe.content
+            before, layer = layer, content.ranges if content.whole else None
+        else:
+            before = layer
+        if batch and (layer is None or layer != before or size + unit.nbytes > most):
+            yield batch
+            batch, size = [], 0
+        batch.append(unit)
+        size += unit.nbytes
+    if batch:
+        yield batch
+
+
 def make(tensor: TensorPlan, unit: Unit, stop: threading.Event) -> Made:
     """Read and convert a unit of ``tensor``.
 

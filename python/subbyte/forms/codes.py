@@ -58,6 +58,21 @@ def pack(order: str, bits: int, codes: CodeArray) -> NDArray[np.uint32]:
     return out
 
 
+def laid(words: NDArray[np.uint32], layout: str) -> NDArray[np.int32]:
+    """Rows of words in ``stream`` order as formats store them: int32.
+
+    Args:
+        words: uint32, (rows, words of a row).
+        layout: ``"down"`` for GPTQ's order, (words of a row, rows); ``"across"`` for AWQ's ``gemm`` order of codes of 4
+            bits, (columns, rows / 8).
+    """
+    rows, count = words.shape
+    out = np.empty((count, rows) if layout == "down" else (8 * count, rows // 8), np.int32)
+    if out.size:
+        _native.lay_words(layout, rows, arrays.as_bytes(np.ascontiguousarray(words)), arrays.as_bytes(out))
+    return out
+
+
 class Codes(ABC):
     """Codes of ``bits`` bits, 0 to 2^bits - 1, of a matrix.
 

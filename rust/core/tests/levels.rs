@@ -202,6 +202,13 @@ fn check_packed(level: Level) {
         (scalar.across)(&src, stride, octets, columns, &mut want);
         (k.across)(&src, stride, octets, columns, &mut got);
         assert_eq!(want, got, "{octets} octets of rows, {columns} columns, {level:?}");
+        let (octets, n) = (16 * r.below(3) + r.below(2), 16 * r.below(4) + r.below(2));
+        let stride = n + r.below(9);
+        let src: Vec<u8> = (0..4 * (8 * octets * stride).max(1)).map(|_| r.bits() as u8).collect();
+        let (mut want, mut got) = (vec![0u32; 8 * octets * n], vec![1u32; 8 * octets * n]);
+        (scalar.lay_across)(&src, stride, octets, n, &mut want);
+        (k.lay_across)(&src, stride, octets, n, &mut got);
+        assert_eq!(want, got, "{octets} octets of rows of {n} words laid across, {level:?}");
     }
 }
 

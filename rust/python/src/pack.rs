@@ -7,7 +7,7 @@ use subbyte_core::block::rows::Floats;
 use subbyte_core::pack::assemble::Assembly;
 use subbyte_core::pack::groups::{Op, Steps};
 use subbyte_core::pack::layer::{Layer, Parameters};
-use subbyte_core::pack::layout::Layout;
+use subbyte_core::pack::layout::{Layout, lay};
 use subbyte_core::pack::{self, Order};
 use subbyte_core::{Error, GgmlType, Result};
 
@@ -34,6 +34,21 @@ fn pack_codes(
     py.detach(|| {
         let codes = codes.get();
         pack::pack(named(order)?, bits, codes, columns, words.get(&[codes])?)
+    })
+    .map_err(to_py)
+}
+
+/// Lays rows of whole words, each a stream of bits, `"down"` or (4 bits) `"across"`.
+#[pyfunction]
+fn lay_words(py: Python<'_>, layout: &str, rows: usize, words: Bytes, mut out: BytesMut) -> PyResult<()> {
+    py.detach(|| {
+        let layout = match layout {
+            "down" => Layout::Down,
+            "across" => Layout::Across,
+            other => return Err(Error::argument(format!("words cannot be laid '{other}'"))),
+        };
+        let words = words.get();
+        lay(layout, rows, cast(words)?, cast_mut(out.get(&[words])?)?)
     })
     .map_err(to_py)
 }
@@ -187,5 +202,6 @@ impl PackedLayer {
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<PackedLayer>()?;
     m.add_function(wrap_pyfunction!(unpack, m)?)?;
+    m.add_function(wrap_pyfunction!(lay_words, m)?)?;
     m.add_function(wrap_pyfunction!(pack_codes, m)?)
 }

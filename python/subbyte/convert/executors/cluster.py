@@ -27,7 +27,7 @@ from subbyte import __version__, _native
 from subbyte.convert.executors.threads import POLL
 from subbyte.convert.journal import differences, identify
 from subbyte.convert.manifest import digest
-from subbyte.convert.units import Made, Unit, make
+from subbyte.convert.units import Made, Unit, make, together
 from subbyte.errors import Error, IoError, UnsupportedError, one_line
 from subbyte.planning.output import Plan, TensorPlan
 
@@ -76,7 +76,7 @@ class Cluster:
             threads = _threads(ray)
             job = ray.put(pickle.dumps((self._replan, identify(plan), os.getcwd(), threads)))
             task = ray.remote(num_cpus=threads, max_retries=RETRIES)(_convert)
-            batches = together(plan.tensors, todo)
+            batches = together(plan.tensors, todo, MOST_TOGETHER)
             waiting: deque[tuple[list[Unit], Any]] = deque()
             logger.info("%s processors in the cluster, %d for a task", ray.cluster_resources().get("CPU", 0), threads)
             try:
@@ -95,25 +95,6 @@ class Cluster:
                 for _, result in waiting:
                     with suppress(Exception):  # the cluster may be gone; the run ends with what it knows
                         ray.cancel(result, force=True)
-
-
-def together(tensors: Sequence[TensorPlan], todo: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """The units in groups for one process each: of a layer that is made as a whole, all; else single ones."""
-    batch: list[Unit] = []
-    size, layer = 0, None
-    for unit in todo:
-        if not batch or unit.tensor != batch[-1].tensor:
-            content = tensors[unit.tensor].recipe.content
-            before, layer = layer, content.ranges if content.whole else None
-        else:
-            before = layer
-        if batch and (layer is None or layer != before or size + unit.nbytes > MOST_TOGETHER):
-            yield batch
-            batch, size = [], 0
-        batch.append(unit)
-        size += unit.nbytes
-    if batch:
-        yield batch
 
 
 @contextmanager

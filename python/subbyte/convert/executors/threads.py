@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
 from subbyte import _native
-from subbyte.convert.units import Made, Unit, make
+from subbyte.convert.units import Made, Unit, make, together
 from subbyte.planning.output import Plan
 
 POLL = 0.2
 """Seconds between two looks at whether to stop."""
 
+MOST_TOGETHER = 32 << 20
+"""Bytes of the units that one thread makes after each other: those of a layer, whose planes are made together."""
+
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def worker_count() -> int:
@@ -32,9 +36,13 @@ class Threads:
     ) -> Generator[tuple[Unit, Made], None, None]:
         """As `subbyte.convert.executors.Executor`."""
         tensors, stop = plan.tensors, threading.Event()
+        groups = together(tensors, todo, MOST_TOGETHER)
         with pool() as threads:
             try:
-                yield from ahead(threads, lambda unit: make(tensors[unit.tensor], unit, stop), todo, check)
+                for group, made in ahead(
+                    threads, lambda group: [make(tensors[unit.tensor], unit, stop) for unit in group], groups, check
+                ):
+                    yield from zip(group, made, strict=True)
             finally:
                 stop.set()
 
@@ -50,10 +58,10 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def ahead(
-    threads: ThreadPoolExecutor, call: Callable[[Unit], T], todo: Sequence[Unit], check: Callable[[], None]
-) -> Iterator[tuple[Unit, T]]:
+    threads: ThreadPoolExecutor, call: Callable[[U], T], todo: Iterable[U], check: Callable[[], None]
+) -> Iterator[tuple[U, T]]:
     """Results of ``call`` in order, with few more units under way than there are threads."""
-    waiting: deque[tuple[Unit, Future[T]]] = deque()
+    waiting: deque[tuple[U, Future[T]]] = deque()
     most = worker_count() + 1
     for unit in todo:
         waiting.append((unit, threads.submit(call, unit)))
@@ -63,7 +71,7 @@ def ahead(
         yield _first(waiting, check)
 
 
-def _first(waiting: deque[tuple[Unit, Future[T]]], check: Callable[[], None]) -> tuple[Unit, T]:
+def _first(waiting: deque[tuple[U, Future[T]]], check: Callable[[], None]) -> tuple[U, T]:
     unit, result = waiting.popleft()
     while not wait([result], POLL).done:
         check()

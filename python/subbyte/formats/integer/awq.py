@@ -50,7 +50,7 @@ from subbyte.formats.base import (
 from subbyte.formats.integer import marlin
 from subbyte.formats.integer.gptq import module_settings
 from subbyte.forms import Affine, Biased, Form, PackedCodes
-from subbyte.forms.codes import CodeArray, Codes, pack, unpack
+from subbyte.forms.codes import CodeArray, Codes, laid, pack, unpack
 from subbyte.planes import Plane, float_plane, rounded
 from subbyte.quantize import Grid, quantized
 
@@ -227,7 +227,7 @@ class Awq(Format):
             raise UnsupportedError("a zero point is out of the range of 4 bits")
         if version == "gemm":
             return {
-                "qweight": Plane(_pack_gemm(form.codes.unpack().T), "I32"),
+                "qweight": Plane(_lay_gemm(form.codes), "I32"),
                 "qzeros": Plane(_pack_gemm(zeros.T.astype(np.uint8)), "I32"),
                 "scales": Plane(np.ascontiguousarray(form.scales.data.T), "F16"),
             }
@@ -320,6 +320,12 @@ def zero_words(groups: int, group_size: int) -> int:
 def _unpack_gemm(words: Array) -> CodeArray:
     rows, count = words.shape
     return unpack("aligned", 4, words, count * 8).reshape(rows, count, 8)[..., _GEMM_PLACE].reshape(rows, count * 8)
+
+
+def _lay_gemm(codes: Codes) -> NDArray[np.int32]:
+    if codes.shape[1] % 8 or codes.shape[0] % 8:
+        return _pack_gemm(codes.unpack().T)
+    return laid(codes.stream(), "across")
 
 
 def _pack_gemm(codes: CodeArray) -> NDArray[np.int32]:

@@ -54,7 +54,7 @@ from subbyte.formats.base import (
 from subbyte.formats.integer import marlin
 from subbyte.formats.patterns import matches
 from subbyte.forms import Affine, Form, PackedCodes
-from subbyte.forms.codes import pack, unpack, words_per_row
+from subbyte.forms.codes import laid, pack, unpack, words_per_row
 from subbyte.planes import FLOATS, Plane
 from subbyte.quantize import Grid, quantized
 
@@ -146,7 +146,7 @@ class Gptq(Format):
         words = form.codes.stream() if order == "stream" else pack(order, bits, form.codes.unpack())
         group_of = form.group_of if form.group_of is not None else np.arange(form.columns) // form.group_size
         return {
-            "qweight": Plane(np.ascontiguousarray(words.T).view(np.int32), "I32"),
+            "qweight": Plane(laid(words, "down"), "I32"),
             "qzeros": _write_zeros(form, config, order, v2),
             "scales": Plane(np.ascontiguousarray(form.scales.data.T), form.scales.kind),
             "g_idx": Plane(np.ascontiguousarray(group_of, np.int32), "I32"),

@@ -117,6 +117,8 @@ pub struct Kernels {
     /// Brings words of AWQ's `gemm` layout into rows: see [`crate::pack::layout::Layout::Across`]. `columns` words of
     /// `octets` octets of rows, `stride` words apart, become rows of words.
     pub across: fn(src: &[u8], stride: usize, octets: usize, columns: usize, dst: &mut [u32]),
+    /// The reverse: `n` words of each of `8 * octets` rows, `stride` words apart, become the words of `8 * n` columns.
+    pub lay_across: fn(src: &[u8], stride: usize, octets: usize, n: usize, dst: &mut [u32]),
     /// Writes `x` everywhere past the caches: the write limit that benches compare decoders with.
     pub stream_fill: fn(dst: &mut [f32], x: f32),
 }
@@ -264,6 +266,10 @@ static SCALAR: Kernels = Kernels {
         check_across(src, stride, octets, columns, dst);
         crate::pack::layout::across(src, stride, octets, columns, dst);
     },
+    lay_across: |src, stride, octets, n, dst| {
+        check_lay_across(src, stride, octets, n, dst);
+        crate::pack::layout::lay_across(src, stride, octets, n, dst);
+    },
     stream_fill: |dst, x| dst.fill(x),
 };
 
@@ -286,6 +292,11 @@ fn check_turn(src: &[u8], stride: usize, rows: usize, n: usize, dst: &[u32]) {
 fn check_across(src: &[u8], stride: usize, octets: usize, columns: usize, dst: &[u32]) {
     assert!(dst.len() == 8 * octets * columns.div_ceil(8) && octets <= stride);
     assert!(dst.is_empty() || src.len() >= 4 * ((columns - 1) * stride + octets));
+}
+
+fn check_lay_across(src: &[u8], stride: usize, octets: usize, n: usize, dst: &[u32]) {
+    assert!(dst.len() == 8 * n * octets && n <= stride);
+    assert!(dst.is_empty() || src.len() >= 4 * ((8 * octets - 1) * stride + n));
 }
 
 /// Orders streaming stores before whatever follows.
@@ -422,6 +433,15 @@ macro_rules! level {
                 // SAFETY: as above.
                 unsafe { run(src, stride, octets, columns, dst) }
             }
+            fn lay_across(src: &[u8], stride: usize, octets: usize, n: usize, dst: &mut [u32]) {
+                #[target_feature(enable = $features)]
+                unsafe fn run(src: &[u8], stride: usize, octets: usize, n: usize, dst: &mut [u32]) {
+                    unsafe { generic::packed::lay_across::<$simd>(src, stride, octets, n, dst) }
+                }
+                check_lay_across(src, stride, octets, n, dst);
+                // SAFETY: as above.
+                unsafe { run(src, stride, octets, n, dst) }
+            }
             fn stream_fill(dst: &mut [f32], x: f32) {
                 #[target_feature(enable = $features)]
                 unsafe fn run(dst: &mut [f32], x: f32) {
@@ -443,6 +463,7 @@ macro_rules! level {
                 unpack_row,
                 turn,
                 across,
+                lay_across,
                 stream_fill,
             }
         };

@@ -84,19 +84,19 @@ impl Assembly<'_> {
     }
 
     fn task(&self, k: &Kernels, layer: &Layer<'_>, rows: Range<usize>, dst: &mut [u8], row_bytes: usize) -> Result<()> {
+        use GgmlType::*;
         let mut failed = None;
         let (block, bytes, scaled) = (self.ty.block(), self.ty.block_bytes(), scaled_columns(self.ty));
         let (groups, scales) = (layer.columns.div_ceil(self.group), layer.columns / scaled);
         let mut codes = [0u8; COLUMNS];
+        // Codes of 4 bits that a block stores as they are only change places.
+        let moved = layer.bits == 4 && !layer.high_first() && matches!(self.ty, Q4_0 | Q4_1 | MXFP4);
         layer.pieces(k, rows.clone(), |row, columns, words, bits| {
             let (at, codes) = (columns.start, &mut codes[..columns.len()]);
-            (k.unpack_row)(bits, words, codes);
-            if layer.high_first() {
-                codes.as_chunks_mut::<2>().0.iter_mut().for_each(|pair| pair.reverse());
-            }
             let absolute = rows.start + row;
             let to = &mut dst[row * row_bytes + at / block * bytes..][..codes.len() / block * bytes];
-            for (i, (codes, to)) in codes.chunks_exact(block).zip(to.chunks_exact_mut(bytes)).enumerate() {
+            let mut unpacked = false;
+            for (i, to) in to.chunks_exact_mut(bytes).enumerate() {
                 let column = at + i * block;
                 let zero = match self.zeros {
                     [] => 0,
@@ -104,6 +104,19 @@ impl Assembly<'_> {
                     zeros => zeros[absolute * groups + column / self.group],
                 };
                 let parameter = absolute * scales + column / scaled;
+                if moved && bits == 4 && (self.ty != Q4_0 || zero == 8) {
+                    self.head(parameter, to);
+                    halves(&words[16 * i..][..16], &mut to[bytes - 16..]);
+                    continue;
+                }
+                if !unpacked {
+                    (k.unpack_row)(bits, words, codes);
+                    if layer.high_first() {
+                        codes.as_chunks_mut::<2>().0.iter_mut().for_each(|pair| pair.reverse());
+                    }
+                    unpacked = true;
+                }
+                let codes = &codes[i * block..][..block];
                 if let Some(bad) = self.block(codes, zero, parameter, to) {
                     failed.get_or_insert((absolute, column + bad, i16::from(codes[bad]) - zero));
                 }
@@ -115,73 +128,52 @@ impl Assembly<'_> {
         Err(error)
     }
 
+    /// Writes the scale of a block, and its minimum where it has one.
+    fn head(&self, parameter: usize, to: &mut [u8]) {
+        let scale = self.scales[parameter].to_le_bytes();
+        if self.ty == GgmlType::MXFP4 {
+            to[0] = scale[0];
+            return;
+        }
+        to[..2].copy_from_slice(&scale);
+        if let Some(minimum) = self.minima.get(parameter) {
+            to[2..4].copy_from_slice(&minimum.to_le_bytes());
+        }
+    }
+
     /// Writes one block; the place of the first code that is out of range.
     fn block(&self, codes: &[u8], zero: i16, parameter: usize, to: &mut [u8]) -> Option<usize> {
         use GgmlType::*;
-        let (scale, minimum) = (self.scales[parameter].to_le_bytes(), self.minima.get(parameter).copied().unwrap_or(0));
-        let minimum = minimum.to_le_bytes();
-        match self.ty {
-            Q4_0 => {
-                to[..2].copy_from_slice(&scale);
-                let q: [u8; 32] = std::array::from_fn(|i| shifted(codes[i], zero, 8));
-                nibbles(&q, &mut to[2..]);
-                outside(&q, 15)
-            }
-            Q5_0 => {
-                to[..2].copy_from_slice(&scale);
-                let q: [u8; 32] = std::array::from_fn(|i| shifted(codes[i], zero, 16));
-                to[2..6].copy_from_slice(&fifth_bits(&q));
-                nibbles(&q, &mut to[6..]);
-                outside(&q, 31)
-            }
-            Q8_0 => {
-                to[..2].copy_from_slice(&scale);
-                let mut out = None;
-                for (i, (code, to)) in codes.iter().zip(&mut to[2..]).enumerate() {
-                    let value = i16::from(*code).wrapping_sub(zero);
-                    *to = value as u8;
-                    if i16::from(value as i8) != value && out.is_none() {
-                        out = Some(i);
-                    }
+        if self.ty == NVFP4 {
+            for (i, codes) in codes.chunks_exact(16).enumerate() {
+                to[i] = self.scales[parameter + i] as u8;
+                for j in 0..8 {
+                    to[4 + 8 * i + j] = codes[j] & 15 | codes[j + 8] << 4;
                 }
-                out
             }
-            Q4_1 => {
-                to[..2].copy_from_slice(&scale);
-                to[2..4].copy_from_slice(&minimum);
-                nibbles(codes, &mut to[4..]);
-                outside(codes, 15)
-            }
-            Q5_1 => {
-                to[..2].copy_from_slice(&scale);
-                to[2..4].copy_from_slice(&minimum);
-                to[4..8].copy_from_slice(&fifth_bits(codes));
-                nibbles(codes, &mut to[8..]);
-                outside(codes, 31)
-            }
-            MXFP4 => {
-                to[0] = scale[0];
-                nibbles(codes, &mut to[1..]);
-                outside(codes, 15)
-            }
-            _ => {
-                for (i, codes) in codes.chunks_exact(16).enumerate() {
-                    to[i] = self.scales[parameter + i] as u8;
-                    for j in 0..8 {
-                        to[4 + 8 * i + j] = codes[j] & 15 | codes[j + 8] << 4;
-                    }
-                }
-                outside(codes, 15)
-            }
+            return outside(codes, 0, 15);
         }
+        self.head(parameter, to);
+        // What is stored is code - least, which has to be at most `most`.
+        let (least, most) = match self.ty {
+            Q4_0 => (zero.wrapping_sub(8), 15),
+            Q5_0 => (zero.wrapping_sub(16), 31),
+            Q8_0 => (zero.wrapping_sub(128), 255),
+            Q5_1 => (0, 31),
+            _ => (0, 15),
+        };
+        let q: [u8; 32] = std::array::from_fn(|i| codes[i].wrapping_sub(least as u8));
+        match self.ty {
+            Q8_0 => to[2..].iter_mut().zip(q).for_each(|(to, q)| *to = q ^ 128),
+            Q5_0 | Q5_1 => {
+                let at = to.len() - 20;
+                to[at..at + 4].copy_from_slice(&fifth_bits(&q));
+                nibbles(&q, &mut to[at + 4..]);
+            }
+            _ => nibbles(&q, &mut to[self.ty.block_bytes() - 16..]),
+        }
+        outside(codes, least, most)
     }
-}
-
-/// code - zero + middle; what is out of the range of a byte becomes 255.
-#[inline(always)]
-fn shifted(code: u8, zero: i16, middle: i16) -> u8 {
-    let value = i16::from(code).wrapping_sub(zero).wrapping_add(middle);
-    if (0..=255).contains(&value) { value as u8 } else { 255 }
 }
 
 /// Elements `j` and `j + 16` in the low and the high half of byte `j`.
@@ -192,11 +184,23 @@ fn nibbles(q: &[u8], to: &mut [u8]) {
     }
 }
 
+/// [`nibbles`] of 32 codes of 4 bits that are packed in their order.
+#[inline(always)]
+fn halves(packed: &[u8], to: &mut [u8]) {
+    let (first, second) = packed.split_at(8);
+    for (i, pair) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        *pair = [first[i] & 15 | second[i] << 4, first[i] >> 4 | second[i] & 0xF0];
+    }
+}
+
 /// Bit 4 of every code.
-fn fifth_bits(q: &[u8]) -> [u8; 4] {
+fn fifth_bits(q: &[u8; 32]) -> [u8; 4] {
     q.iter().enumerate().fold(0u32, |bits, (i, q)| bits | u32::from(*q >> 4 & 1) << i).to_le_bytes()
 }
 
-fn outside(q: &[u8], most: u8) -> Option<usize> {
-    if q.iter().fold(0, |largest, q| largest.max(*q)) <= most { None } else { q.iter().position(|q| *q > most) }
+/// The first code that is not one of `least` to `least + most`.
+fn outside(codes: &[u8], least: i16, most: i16) -> Option<usize> {
+    let out = |code: u8| !(0..=most).contains(&i16::from(code).wrapping_sub(least));
+    let (low, high) = codes.iter().fold((255, 0), |(low, high), code| (*code.min(&low), *code.max(&high)));
+    if out(low) || out(high) { codes.iter().position(|code| out(*code)) } else { None }
 }

@@ -1,7 +1,8 @@
 //! Where the codes of a weight lie: every layout can give its codes in rows, a piece at a time.
 
-use super::layer::Layer;
-use crate::kernels::Kernels;
+use super::layer::{Layer, run};
+use crate::kernels::{Kernels, kernels};
+use crate::{Error, Result};
 use std::ops::Range;
 
 /// Row of each nibble of a word of [`Layout::Across`].
@@ -171,6 +172,59 @@ impl<'a> Layer<'a> {
             }
         }
         skipped
+    }
+}
+
+/// Rows of whole words, each a stream of bits, as the words of [`Layout::Down`] or [`Layout::Across`].
+///
+/// # Errors
+/// `Argument` if the layout is another one, or lengths do not fit.
+pub fn lay(layout: Layout, rows: usize, words: &[u32], dst: &mut [u32]) -> Result<()> {
+    lay_with(kernels(), layout, rows, words, dst)
+}
+
+/// [`lay`] with the kernels of a level.
+///
+/// # Errors
+/// As [`lay`].
+pub fn lay_with(k: &Kernels, layout: Layout, rows: usize, words: &[u32], dst: &mut [u32]) -> Result<()> {
+    let fits = words.len() == dst.len() && rows > 0 && words.len() % rows == 0;
+    let known = layout == Layout::Down || layout == Layout::Across && rows % 8 == 0;
+    if !fits || !known {
+        return Err(Error::argument(format!(
+            "{} words of {rows} rows cannot be laid as {} words {layout:?}",
+            words.len(),
+            dst.len()
+        )));
+    }
+    let n = words.len() / rows;
+    if layout == Layout::Down {
+        run(dst, 64 * rows, |task, dst| {
+            (k.turn)(&bytes_of(words)[256 * task..], n, dst.len() / rows, rows, dst);
+        });
+    } else {
+        // A task makes the words of some columns: `8 * 64` columns of `rows / 8` octets.
+        run(dst, 64 * rows, |task, dst| {
+            (k.lay_across)(&bytes_of(words)[256 * task..], n, rows / 8, dst.len() / rows, dst);
+        });
+    }
+    Ok(())
+}
+
+/// The reverse of [`across`]: the definition. From each row of `8 * octets` rows of words, `stride` words apart, `n` words
+/// become the words of `8 * n` columns.
+pub(crate) fn lay_across(src: &[u8], stride: usize, octets: usize, n: usize, dst: &mut [u32]) {
+    for j in 0..n {
+        for o in 0..octets {
+            let rows = ACROSS.map(|row| {
+                let at = 4 * ((8 * o + row) * stride + j);
+                u32::from_le_bytes([src[at], src[at + 1], src[at + 2], src[at + 3]])
+            });
+            for c in 0..8 {
+                let word = rows.iter().enumerate().fold(0, |word, (i, row)| word | (row >> (4 * c) & 15) << (4 * i));
+                dst[(8 * j + c) * octets + o] = word.to_le();
+            }
+        }
     }
 }
 

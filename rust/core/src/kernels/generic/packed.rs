@@ -3,7 +3,7 @@
 use crate::kernels::generic::convert;
 use crate::kernels::simd::{LANES, Simd};
 use crate::pack::groups::{Op, Row, Steps};
-use crate::pack::layout::{ACROSS, across_part};
+use crate::pack::layout::{ACROSS, across_part, lay_across as lay_across_scalar};
 use crate::pack::{Order, unpack_row};
 
 /// Decodes the row, [`Row::decode`] bit for bit. `row.check(out.len())` has passed.
@@ -314,6 +314,42 @@ pub unsafe fn across<S: Simd>(src: &[u8], stride: usize, octets: usize, columns:
     }
     across_part(src, stride, 0..whole_octets, whole..n, columns, dst);
     across_part(src, stride, whole_octets..octets, 0..n, columns, dst);
+}
+
+/// [`crate::pack::layout::lay_across`] bit for bit. Source and destination hold the words.
+#[inline(always)]
+pub unsafe fn lay_across<S: Simd>(src: &[u8], stride: usize, octets: usize, n: usize, dst: &mut [u32]) {
+    let whole_octets = octets / LANES * LANES;
+    if whole_octets < octets || n % LANES != 0 {
+        return lay_across_scalar(src, stride, octets, n, dst);
+    }
+    unsafe {
+        let mut turned = [[S::isplat(0); LANES]; 8];
+        for o in (0..octets).step_by(LANES) {
+            for j in (0..n).step_by(LANES) {
+                for (turned, row) in turned.iter_mut().zip(ACROSS) {
+                    let mut v = [S::splat(0.0); LANES];
+                    for (l, v) in v.iter_mut().enumerate() {
+                        *v = S::load(src.as_ptr().add(4 * ((8 * (o + l) + row) * stride + j)).cast());
+                    }
+                    S::transpose(&mut v);
+                    for (turned, v) in turned.iter_mut().zip(v) {
+                        *turned = S::bits(v);
+                    }
+                }
+                for jj in 0..LANES {
+                    let mut v = [S::isplat(0); 8];
+                    for (v, turned) in v.iter_mut().zip(&turned) {
+                        *v = turned[jj];
+                    }
+                    turn_nibbles::<S>(&mut v);
+                    for (c, v) in v.into_iter().enumerate() {
+                        S::istore(dst.as_mut_ptr().add((8 * (j + jj) + c) * octets + o).cast(), v);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Exchanges word and nibble: nibble `i` of word `k` becomes nibble `k` of word `i`, in every lane.
