@@ -55,7 +55,8 @@ print(elapsed, *sorted(m for m in new if m not in sys.stdlib_module_names and m 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_every_module_can_be_the_first(run_python):
     names = [file.relative_to(PACKAGE.parent).with_suffix("") for file in PACKAGE.rglob("*.py")]
-    modules = sorted(".".join(name.parts).removesuffix(".__init__") for name in names)
+    modules = {".".join(name.parts).removesuffix(".__init__") for name in names}
+    modules = sorted(name for name in modules if not name.startswith("subbyte.integrations."))  # they import others
     code = """
 import importlib, os, sys
 import numpy
