@@ -265,7 +265,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "page.html"
-    page.write_text("old")
+    assert run(capsys, "report", made, "--html", page)[0] == 0
     (tmp_path / "link.html").symlink_to(page)
     assert run(capsys, "report", made, "--html", tmp_path / "link.html")[0] == 0
     assert page.read_text().startswith("<!doctype html>")
@@ -273,3 +273,37 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(
     assert run(capsys, "report", made, "--csv", "/dev/null")[0] == 0
     assert run(capsys, "report", made, "--csv", tmp_path / "none" / "r.csv")[0] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.html", "page.html"]
+
+
+def test_only_an_earlier_report_of_the_same_kind_is_replaced(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, page, table = tmp_path / "model.gguf", tmp_path / "page", tmp_path / "table"
+    shutil.copy(FOREIGN, model)
+    (tmp_path / "link").symlink_to(page)
+    for _ in range(2):
+        assert run(capsys, "report", made, "--html", page, "--csv", table)[0] == 0
+    before = {file: file.read_bytes() for file in (model, page, table)}
+    for options, says in (
+        (("--html", model), "no earlier html report"),
+        (("--csv", model), "no earlier csv report"),
+        (("--csv", page), "no earlier csv report"),
+        (("--html", table), "no earlier html report"),
+        (("--html", page, "--csv", tmp_path / "link"), "is named twice"),
+        (("--html", tmp_path / "new", "--csv", tmp_path / "new"), "is named twice"),
+    ):
+        code, _, err = run(capsys, "report", made, *options)
+        assert code == 2
+        assert says in err
+    assert {file: file.read_bytes() for file in before} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_source_that_the_manifest_names_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "source.gguf"
+    shutil.copy(GOLDEN / "convert" / "tiny-llama-bf16.gguf", source)
+    subbyte.convert(source, tmp_path / "a.gguf", to="gguf.q8_0")
+    before = source.read_bytes()
+    for option in ("--html", "--csv"):
+        assert run(capsys, "report", tmp_path / "a.gguf", option, source)[0] == 2
+    assert source.read_bytes() == before

@@ -323,14 +323,12 @@ def _verify(options: argparse.Namespace, notices: _Notices) -> int:
 
 def _report(options: argparse.Namespace, notices: _Notices) -> int:
     from subbyte.convert.report import table
-    from subbyte.convert.summary import files_read
-    from subbyte.paths import check_apart, write_bytes
+    from subbyte.convert.summary import check_outputs
+    from subbyte.paths import write_bytes
 
     wanted = {name: file for name in ("html", "csv") if (file := getattr(options, name)) is not None}
     if wanted:
-        read = files_read(options.path, options.against)
-        for file in wanted.values():
-            check_apart(file, read)
+        check_outputs(wanted, options.path, options.against)
     with shown("verifying", "elements", options.progress, programs=options.json) as progress:
         found = subbyte.report(options.path, options.against, progress=progress)
     for name, file in wanted.items():

@@ -38,9 +38,15 @@ _LEFT = 13.0
 """Where the plots begin, in percent; numbers stand before it."""
 
 
+BEGIN = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="subbyte report">"""
+"""What every page begins with."""
+
+
 def page(found: Summary) -> str:
     """The page of a report."""
-    name = _text(found.path.name)
+    name = _text(found.path.absolute().name)
     facts = [
         ("tensors", f"{len(found.tensors):,}"), ("bytes of tensors", f"{found.nbytes:,}"),
         ("parameters", f"{found.elements:,}"), ("bits per weight", f"{found.bits_per_weight:.2f}"),
@@ -72,7 +78,7 @@ def page(found: Summary) -> str:
         body.append("<h2>Errors</h2><p>Not measured: run subbyte report with --against SRC.</p>")
     body += [f"<details><summary>All {len(found.tensors)} tensors</summary>{_table(found.tensors)}</details>"]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f"{BEGIN}<title>{name}</title>"
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>\n'
         + "\n".join(body)
         + "\n</body></html>\n"

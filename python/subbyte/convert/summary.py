@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -18,11 +19,11 @@ from subbyte.convert.recipe import Recipe
 from subbyte.convert.report import Report, Row
 from subbyte.convert.source import is_checkpoint
 from subbyte.convert.verification import Comparison, Progress, stored_recipes, verify
-from subbyte.errors import Error
+from subbyte.errors import ArgumentError, Error, IoError
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, place
 from subbyte.io.safetensors import SafetensorsFile
-from subbyte.paths import checked_path
+from subbyte.paths import check_apart, checked_path
 from subbyte.planning.mix import layer_number, tensor_class
 
 VERSION = 1
@@ -67,6 +68,9 @@ class Entry:
     sqnr: float | None = None
     cosine: float | None = None
     clipped: float | None = None
+
+
+_COLUMNS = tuple(field.name for field in fields(Entry))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +147,9 @@ class Summary:
         """One line for each tensor, under a line of names; unknown numbers are empty."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        names = [field.name for field in fields(Entry)]
-        writer.writerow(names)
+        writer.writerow(_COLUMNS)
         for entry in self.tensors:
-            values = [getattr(entry, name) for name in names]
+            values = [getattr(entry, name) for name in _COLUMNS]
             writer.writerow(["x".join(map(str, value)) if isinstance(value, tuple) else value for value in values])
         return out.getvalue()
 
@@ -209,6 +212,49 @@ def report(
     )
     return Summary(path, None if checked is None else checked.against, facts, tuple(entries),
                    () if checked is None else checked.failures, tuple(warnings), how)  # fmt: skip
+
+
+def check_outputs(
+    wanted: Mapping[str, str], path: str | PathLike[str], against: str | PathLike[str] | None = None
+) -> None:
+    """Refuse to write a report over a file that is read for it, over another report of the same run, or over any file
+    that is not an earlier report of the same kind.
+
+    Args:
+        wanted: file by kind: ``html``, ``csv``.
+        path, against: of the report.
+
+    Raises:
+        ArgumentError: one of the files may not be written.
+        IoError: one cannot be looked at.
+    """
+    from subbyte.convert.page import BEGIN
+
+    begins = {"html": BEGIN, "csv": ",".join(_COLUMNS)}
+    read = files_read(path, against)
+    targets: set[str] = set()
+    for kind, file in wanted.items():
+        check_apart(file, read)
+        target = os.path.realpath(checked_path(file, kind))
+        if os.path.lexists(target) and not os.path.isfile(target):
+            continue  # a pipe or a device takes both
+        if target in targets:
+            raise ArgumentError("is named twice; page and table need a file each", file=file)
+        targets.add(target)
+        if os.path.isfile(target) and not _begins(target, begins[kind].encode()):
+            raise ArgumentError(
+                f"is there and is no earlier {kind} report; choose another name, or remove the file", file=file
+            )
+
+
+def _begins(path: str, begin: bytes) -> bool:
+    """Whether the file begins so; an empty one begins in any way."""
+    try:
+        with open(path, "rb") as file:
+            found = file.read(len(begin))
+    except OSError as error:
+        raise IoError.from_errno(error.errno, os.strerror(error.errno or 0), path) from None
+    return found in (b"", begin)
 
 
 def files_read(path: str | PathLike[str], against: str | PathLike[str] | None = None) -> list[Path]:
