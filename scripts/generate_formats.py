@@ -1,4 +1,4 @@
-"""Writes docs/formats/checkpoints.md: the specifications of all checkpoint formats, which are their modules' docstrings.
+"""Writes docs/formats/checkpoints.md: the specifications of all checkpoint formats, their modules' docstrings.
 
 Run `python scripts/generate_formats.py` after a change of a docstring or of the registry; a test compares the page.
 """
