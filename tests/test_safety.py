@@ -249,3 +249,45 @@ def test_a_plan_says_that_the_target_exists(tmp_path: Path) -> None:
     plan = subbyte.plan(TINY, dst, to="gguf.q8_0")
     assert plan.exists
     assert "exists already, and is replaced with overwrite only" in plan.summary()
+
+
+@pytest.mark.parametrize("to", ["gguf.q8_0", "hf.f32"])
+@pytest.mark.parametrize("dst", [".", "..", "/", "sub/..", "here"])
+def test_the_current_folder_and_those_above_are_no_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dst: str, to: str
+) -> None:
+    here = tmp_path / "above" / "here"
+    (here / "sub").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for overwrite in (False, True):
+        with pytest.raises(subbyte.ArgumentError, match="the current folder, or one that holds it"):
+            subbyte.convert(TINY, here if dst == "here" else dst, to=to, overwrite=overwrite)
+    with pytest.raises(subbyte.ArgumentError, match="the current folder, or one that holds it"):
+        subbyte.plan(TINY, here if dst == "here" else dst, to=to)
+    assert [path.name for path in tmp_path.rglob("*")] == ["above", "here", "sub"]
+
+
+def test_a_target_that_ends_in_dots_is_the_folder_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    with pytest.raises(subbyte.ArgumentError, match="a folder; expected the name of a GGUF file"):
+        subbyte.convert(TINY, tmp_path / "out" / "sub" / "..", to="gguf.q8_0")
+    (tmp_path / "out" / "sub").rmdir()
+    (tmp_path / "out").rmdir()
+    subbyte.convert(TINY, tmp_path / "out" / "sub" / "..", to="hf.f32")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert subbyte.verify(tmp_path / "out", TINY).ok
+
+
+@pytest.mark.parametrize("path", [".", "..", "/", "sub/.."])
+def test_looks_at_folders_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for call in (subbyte.report, subbyte.verify):
+        with pytest.raises(subbyte.Error):
+            call(path)
+    subbyte.convert(TINY, tmp_path / "out", to="hf.f32")
+    monkeypatch.chdir(tmp_path / "out")
+    assert subbyte.report(".").made["to"] == "hf.f32"
+    assert subbyte.verify(".").ok
+    assert "<h1>out</h1>" in subbyte.report(".").to_html()
+    assert subbyte.convert(".", tmp_path / "again.gguf", to="gguf.q8_0").nbytes

@@ -29,6 +29,25 @@ def checked_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     return Path(text)
 
 
+def target_path(path: str | os.PathLike[str], what: str = "dst") -> Path:
+    """As :func:`checked_path`, for what is to be written: a path with a name of its own, which others can stand beside.
+
+    Raises:
+        ArgumentError: it is no path, or leads to the current folder or to one that holds it.
+        IoError: the current folder is gone.
+    """
+    found = checked_path(path, what)
+    try:
+        real, here = (Path(os.path.realpath(place)) for place in (found, "."))
+    except OSError:
+        raise IoError("the current folder is gone; change to another", file=path) from None
+    if found.name in ("", ".."):
+        found = real
+    if not found.name or real in (here, *here.parents):
+        raise ArgumentError("is the current folder, or one that holds it; choose another name", file=path)
+    return found
+
+
 def utf8(text: str) -> str:
     """``text`` with replacement characters for the bytes of a file name that are not UTF-8."""
     return os.fsencode(text).decode("utf-8", "replace")

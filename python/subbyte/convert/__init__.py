@@ -19,7 +19,7 @@ from subbyte.convert.run import Cancel, Progress, made_folder, run
 from subbyte.convert.verification import Comparison, Verification, verify
 from subbyte.errors import ArgumentError, warn
 from subbyte.io.remote import Place, place
-from subbyte.paths import checked_path
+from subbyte.paths import checked_path, target_path
 from subbyte.planning.checkpoint import plan_checkpoint
 from subbyte.planning.dense import plan_dense
 from subbyte.planning.forecast import Forecast, forecast, read_plan
@@ -126,7 +126,7 @@ def convert(
         arguments.flag(value, what)
     for call, what in ((progress, "progress"), (cancel, "cancel")):
         arguments.callback(call, what)
-    origin, target = place(src, "src"), checked_path(dst, "dst")
+    origin, target = place(src, "src"), target_path(dst)
     planned = partial(
         _plan, to=to, file=plan, lossy=lossy, pure=pure, output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
@@ -181,7 +181,7 @@ def plan(
         token_embedding_type=token_embedding_type, tensor_type=tensor_type, imatrix=imatrix, pre=pre, strict=strict,
         target_size=target_size, target_bpw=target_bpw, settings=settings,
     )  # fmt: skip
-    target = None if dst is None else checked_path(dst, "dst")
+    target = None if dst is None else target_path(dst)
     if target is not None:
         check_target(made, target, _files(plan))
     warn(made.warnings)

@@ -141,8 +141,7 @@ def read_manifest(dst: Path) -> Manifest | None:
         FormatError: what is there is no manifest.
         UnsupportedError, IoError: it cannot be read.
     """
-    pending = pending_path(dst)
-    if not dst.is_dir() and pending.exists():
+    if not dst.is_dir() and (pending := pending_path(dst)).exists():
         try:
             found = _read(pending)
         except Error:
