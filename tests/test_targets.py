@@ -88,6 +88,15 @@ def test_floats_become_every_format(model: Path, tmp_path: Path, to: str) -> Non
     assert kinds["model.embed_tokens.weight"] == "exact"
 
 
+def test_double_quantization_has_a_state_of_known_length(model: Path, tmp_path: Path) -> None:
+    for kind in ("nf4", "fp4"):
+        dst = tmp_path / kind
+        report = subbyte.convert(model, dst, to="bitsandbytes", type=kind, double_quant=True)
+        assert report.nbytes == subbyte.plan(model, to="bitsandbytes", type=kind, double_quant=True).nbytes
+        assert subbyte.verify(dst, model).ok
+        assert subbyte.convert(dst, tmp_path / f"{kind}.again", to="bitsandbytes").tensors
+
+
 def test_a_matrix_that_a_format_has_no_place_for_stays_floats(model: Path, tmp_path: Path) -> None:
     with pytest.warns(subbyte.SubbyteWarning, match=r"odd_proj.*stays floats"):
         subbyte.convert(model, tmp_path / "out", to="mlx")

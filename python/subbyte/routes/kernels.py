@@ -74,7 +74,9 @@ class BitsAndBytes(Target):
 
     def params(self, options: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
         config = self._config(for_floats(options, self, "type"), for_floats(options, self, "double_quant"))
-        return {"quantization_config": config, "blocksize": value(options, self, "block_size")}
+        nested = bool(config.get("bnb_4bit_use_double_quant"))
+        length = {"state_bytes": 256} if nested else {}  # of JSON with the mean of the scales, which is known last
+        return {"quantization_config": config, "blocksize": value(options, self, "block_size")} | length
 
     def config(self, layers: Mapping[str, Stored], dense: Sequence[str], beside: Sequence[str]) -> Settings:
         config = dict(one_config(layers)) | {"llm_int8_skip_modules": modules(dense) or None}

@@ -115,7 +115,14 @@ class BitsAndBytes(Format):
     def write(self, form: Form, params: Mapping[str, Any]) -> dict[str, Plane]:
         if isinstance(form, BlockScaled):
             return _write_int8(form)
-        return _write_table(form, _config(params)) if isinstance(form, Table) else super().write(form, params)
+        if not isinstance(form, Table):
+            return super().write(form, params)
+        found = _write_table(form, _config(params))
+        length = setting_int(params, "state_bytes", 0)
+        for name in found.keys() & set(_STATES):
+            # Blanks after an object are JSON still: the plane has its length before the scales are known.
+            found[name] = Plane(np.frombuffer(found[name].data.tobytes().ljust(length), np.uint8), "U8")
+        return found
 
     def layers(self, folder: Folder) -> Sequence[Layer]:
         params = {"quantization_config": folder.settings}
