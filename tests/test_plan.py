@@ -397,3 +397,19 @@ def test_a_plan_that_quantizes_norms_is_warned_about(tmp_path: Path) -> None:
     file.write_text(json.dumps(data))
     warnings = subbyte.plan(SMALL_LLAMA, plan=file).plan.warnings
     assert any("'output_norm.weight': Q8_0, where programs expect floats" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(("name", "to"), [("llama-q8_0", "hf.f32"), ("gptoss", "hf.f16"), ("phi3", "hf.f32")])
+def test_decoded_blocks_are_counted_and_classed_as_they_are_stored(name: str, to: str, tmp_path: Path) -> None:
+    source = GOLDEN / "convert" / f"tiny-{name}.gguf"
+    if name == "phi3":
+        subbyte.convert(source, tmp_path / "blocks.gguf", to="gguf.q8_0")
+        source = tmp_path / "blocks.gguf"
+    forecast = subbyte.plan(source, to=to)
+    rows, left = forecast.rows, dict(forecast.plan.source.left_out)
+    stored = [tensor for name, tensor in GgufFile(source).items() if name not in left]
+    assert sum(row.source_nbytes for row in rows) == sum(tensor.nbytes for tensor in stored)
+    assert {row.source_type for row in rows} == {tensor.type for tensor in stored}
+    for row in rows:
+        exact = "exact" if row.source_type == "F32" else "exact-value"
+        assert row.kind == (exact if to == "hf.f32" else "rounded"), row.name

@@ -82,11 +82,11 @@ class Recipe:
         """Bytes in the source."""
         if self.content.layered:
             return sum(part.nbytes for part in self.ranges)
-        return self.rows * self.content.row_bytes
+        return self.content.source_nbytes
 
     def kind(self, target: str) -> str:
         """What happens to the values in type ``target`` (:func:`~subbyte.convert.values.kind`)."""
-        found = kind(self.type, target)
+        found = kind(self.content.stored, target)
         shifted = isinstance(self.content, Shifted) and found in ("exact", "exact-value")
         return "rounded" if shifted else found  # the sum has at most 24 significant bits
 

@@ -69,6 +69,11 @@ class Rows(ABC):
         return nbytes(self.type, (self.columns,))
 
     @property
+    def source_nbytes(self) -> int:
+        """Bytes that the source stores the rows in; views of decoded values count what they decode."""
+        return self.rows * self.row_bytes
+
+    @property
     @abstractmethod
     def ranges(self) -> list[ByteRange]:
         """The parts of the source files that the rows need."""
@@ -188,6 +193,10 @@ class _View(Rows):
     @property
     def type(self) -> str:  # type: ignore[override]
         return self.source.type
+
+    @property
+    def source_nbytes(self) -> int:
+        return self.source.source_nbytes * prod(self.shape) // max(prod(self.source.shape), 1)
 
     @property
     def ranges(self) -> list[ByteRange]:
@@ -402,6 +411,10 @@ class Stacked(Rows):
         return (sum(part.rows for part in self.parts), self.parts[0].columns)
 
     @property
+    def source_nbytes(self) -> int:
+        return sum(part.source_nbytes for part in self.parts)
+
+    @property
     def ranges(self) -> list[ByteRange]:
         return [where for part in self.parts for where in part.ranges]
 
@@ -465,8 +478,16 @@ class Assembled(Rows):
         return self.view
 
     @property
+    def source_nbytes(self) -> int:
+        return sum(part.source_nbytes for part in self.parts)
+
+    @property
     def ranges(self) -> list[ByteRange]:
         return [where for part in self.parts for where in part.ranges]
+
+    @property
+    def stored(self) -> str:
+        return self.parts[0].stored
 
     def read(self, start: int, stop: int) -> Raw:
         size = TYPES[self.type].block_bytes

@@ -128,7 +128,8 @@ def forecast(plan: Plan, src: Place, dst: Path | None) -> Forecast:
         recipe = tensor.recipe
         height = min(unit_rows(tensor), max(recipe.rows, 1))
         unit = max(unit, height * (tensor.nbytes // max(recipe.rows, 1)))
-        per_element = 8 * recipe.source_nbytes / max(recipe.elements, 1) / 8 + (4 if quantized(recipe.type) else 0)
+        decoded = quantized(recipe.type) or recipe.type != recipe.content.stored
+        per_element = recipe.source_nbytes / max(recipe.elements, 1) + (4 if decoded else 0)
         piece = max(piece, int(max(PIECE, recipe.columns) * per_element))
         if recipe.type != tensor.type:
             seconds += recipe.elements * _seconds_per_element(recipe.type, tensor.type)
