@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 import subbyte
-from checkpoints import checkpoint
+from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint
 from subbyte.io.gguf import GgufFile
-from subbyte.sidefiles.card import parse_front_matter, written_card
+from subbyte.io.remote import RemotePath
+from subbyte.io.stores import FolderStore
+from subbyte.planning.dense import folder_source
+from subbyte.sidefiles.card import named_model, parse_front_matter, written_card
 
 CARD = """---
 license: other   # see the link
@@ -117,3 +120,63 @@ def test_scaling_that_is_dropped_is_warned_about(tmp_path: Path, scaling: dict[s
     source = checkpoint(tmp_path / "m", rope_scaling=scaling, model_type=model_type)
     plan = subbyte.plan(source, to="gguf.f32")
     assert any("rotary scaling" in warning for warning in plan.plan.warnings)
+
+
+def card_of(folder: Path) -> dict[str, str | list[str]]:
+    return parse_front_matter((folder / "README.md").read_text())
+
+
+def test_quantized_folders_name_their_base_and_keep_the_rest_of_the_card(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "my model", files={"README.md": CARD + "More\u2028text\r\n"})
+    subbyte.convert(source, tmp_path / "out", to="mlx", bits=4, group_size=32)
+    new = {"base_model": "my_model", "base_model_relation": "quantized", "library_name": "mlx"}
+    assert card_of(tmp_path / "out") == parse_front_matter(CARD) | new
+    text = (tmp_path / "out" / "README.md").read_bytes().decode()
+    assert text.endswith("---\n# Title\nlicense: not this\nMore\u2028text\r\n")
+    assert "- name: x\n  results:\n  - task:\n      type: y\n" in text
+    subbyte.convert(tmp_path / "out", tmp_path / "back", to="hf.f32")
+    again = card_of(tmp_path / "back")
+    assert (again["base_model"], again["base_model_relation"]) == ("my_model", "quantized")
+
+
+def test_a_card_is_made_where_the_source_has_none(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "plain", _name_or_path="org/Plain-1B")
+    subbyte.convert(source, tmp_path / "out", to="mlx", bits=4, group_size=32)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert parse_front_matter(text) == {
+        "base_model": "org/Plain-1B", "base_model_relation": "quantized", "library_name": "mlx",
+    }  # fmt: skip
+    assert text.endswith("---\n\n# Plain-1B\n")
+
+
+def test_floats_of_a_quantized_file_say_so_and_floats_of_floats_do_not(tmp_path: Path) -> None:
+    for name in ("q8_0", "bf16"):
+        subbyte.convert(GOLDEN / "convert" / f"tiny-llama-{name}.gguf", tmp_path / name, to="hf.f32")
+    found = card_of(tmp_path / "q8_0")
+    assert found["base_model"] == "tiny-llama-q8_0"
+    assert found["base_model_relation"] == "quantized"
+    assert found["library_name"] == "transformers"
+    assert not (tmp_path / "bf16" / "README.md").exists()
+    subbyte.convert(SMALL_LLAMA, tmp_path / "half", to="hf.f16")
+    assert (tmp_path / "half" / "README.md").read_bytes() == (SMALL_LLAMA / "README.md").read_bytes()
+
+
+def test_a_card_that_is_no_text_stays_as_it_is(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "m")
+    (source / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
+    report = subbyte.convert(source, tmp_path / "out", to="mlx", bits=4, group_size=32)
+    assert (tmp_path / "out" / "README.md").read_bytes() == (source / "README.md").read_bytes()
+    assert any("README.md: not UTF-8" in warning for warning in report.warnings)
+
+
+def test_the_ids_that_gguf_files_name(tmp_path: Path) -> None:
+    hub = "https://huggingface.co/"
+    assert named_model({"general.repo_url": f"{hub}org/a", "general.base_model.0.repo_url": f"{hub}org/b"}) == "org/a"
+    assert named_model({"general.base_model.0.repo_url": f"{hub}org/b"}) == "org/b"
+    assert named_model({"general.repo_url": "https://example.org/a", "general.source.repo_url": 3}) == ""
+
+
+def test_a_repository_of_the_hub_is_named_by_its_id(tmp_path: Path) -> None:
+    store = FolderStore(checkpoint(tmp_path / "m", _name_or_path="org/Other"), "m")
+    store.repository = "org/m"
+    assert folder_source(RemotePath(store))[0].base == "org/m"

@@ -61,6 +61,7 @@ class Source:
         warnings: everything a user should know, each naming its tensor or file.
         files: local files that are read.
         remote: size and version by name of the remote files that are read.
+        base: id or name of the model, for the card of a quantized form.
     """
 
     path: Place
@@ -75,6 +76,7 @@ class Source:
     warnings: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     remote: dict[str, list[str | int]] = field(default_factory=dict)
+    base: str = ""
 
 
 _SIDE_FILES = (".json", ".model", ".safetensors", ".jinja", ".txt")

@@ -303,13 +303,17 @@ def _hub(location: str, repo: str, revision: str | None, file: str) -> RemotePat
     try:
         if constants.HF_HUB_OFFLINE:
             cached = huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)
-            return RemotePath(FolderStore(Path(cached) / folder, title), name)
+            store: Store = FolderStore(Path(cached) / folder, title)
+            store.repository = repo
+            return RemotePath(store, name)
         info = huggingface_hub.HfApi().model_info(repo, revision=revision)
         found = [sibling.rfilename for sibling in info.siblings or ()]
         names = frozenset(file.removeprefix(folder) for file in found if file.startswith(folder))
         base = huggingface_hub.hf_hub_url(repo, folder + "x", revision=info.sha).removesuffix("x")
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else huggingface_hub.get_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return RemotePath(HttpStore(base, headers=headers, title=title, names=names), name)
+        store = HttpStore(base, headers=headers, title=title, names=names)
+        store.repository = repo
+        return RemotePath(store, name)
     except Exception as error:  # its own classes, and those of the web client it uses
         raise IoError(f"huggingface_hub: {one_line(error)}", file=location) from error

@@ -56,11 +56,13 @@ class Store(ABC):
         base: address of the base for messages, without secrets; ends with ``/``.
         title: name of the folder.
         names: the files, where the store can list them.
+        repository: id on the Hugging Face Hub; empty elsewhere.
     """
 
     base: str
     title: str
     names: frozenset[str] | None = None
+    repository: str = ""
 
     @abstractmethod
     def fetch(self, name: str, start: int, stop: int) -> Part:

@@ -36,6 +36,7 @@ from subbyte.planning.dense import dense_type, folder_source
 from subbyte.planning.folder import json_file, plan_folder
 from subbyte.planning.output import Part, Plan, SmallFile, TensorPlan
 from subbyte.routes.fit import COMPANIONS, Fit, MisfitError, Stored, Target
+from subbyte.sidefiles.card import quantized_card
 
 _LARGEST_COMPANION = 1 << 16
 
@@ -98,6 +99,7 @@ def plan_checkpoint(
     if found is not None:
         config |= found.config
         files = [json_file(name, value) for name, value in found.files.items()]
+        files.append(quantized_card(small, source.base, "mlx" if target.id == "mlx" else "", source.warnings))
     files = [json_file("config.json", config), *files, *small]
     metadata = {} if found is None else found.metadata
     return plan_folder(source, to, tensors, files, {"to": to, **options}, metadata=metadata)

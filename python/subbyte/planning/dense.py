@@ -6,6 +6,7 @@ the floats change their type and everything else stays, the files beside the wei
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -15,7 +16,7 @@ from subbyte.convert.hugging import restore
 from subbyte.convert.layers import Layers, float_rows
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.source import Source, is_checkpoint, is_gguf, stored_tensor
-from subbyte.convert.types import FLOATS, parse_type
+from subbyte.convert.types import FLOATS, parse_type, quantized
 from subbyte.errors import ArgumentError, Error, FormatError, UnsupportedError
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, RemotePath
@@ -24,7 +25,7 @@ from subbyte.jsonfile import read_object
 from subbyte.planning.folder import json_file, plan_folder
 from subbyte.planning.mix import Model
 from subbyte.planning.output import Plan, SmallFile, TensorPlan
-from subbyte.sidefiles.card import written_card
+from subbyte.sidefiles.card import model_id, named_model, quantized_card, written_card
 from subbyte.sidefiles.copied import copied_files, with_side_files
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -63,6 +64,8 @@ def plan_dense(src: Place, to: str, *, strict: bool = False, types: Mapping[str,
         chosen = _given(chosen, types)
     held = [recipe.held_as(chosen[recipe.name]) for recipe in source.recipes]
     tensors = [TensorPlan(recipe, chosen[recipe.name], recipe.shape, kind, why=why) for recipe, kind, why, _ in held]
+    if any(recipe.content.layered or quantized(recipe.content.stored) for recipe in source.recipes):
+        small = [quantized_card(small, source.base, "", source.warnings), *small]
     return plan_folder(source, f"hf.{target.lower()}", tensors, [json_file("config.json", config), *small], {"to": to})
 
 
@@ -126,6 +129,7 @@ def _of_gguf(src: Place) -> FolderSource:
     else:
         source.files = [Path(entry) for entry in file.paths]
     small = [json_file(name, value) for name, value in restored.files.items()]
+    source.base = named_model(file.metadata) or _repository(src) or _fit(Path(src.name).stem)
     card = written_card(file.metadata)
     own = _own_type((tensor.type, tensor.shape) for tensor in file.values())
     return source, own, dict(restored.config), small + ([SmallFile("README.md", card.encode())] if card else [])
@@ -139,17 +143,35 @@ def _of_checkpoint(src: Place) -> FolderSource:
         if config is None:
             raise FormatError("no config.json: not a Hugging Face checkpoint", file=folder)
         small, not_copied, files = copied_files(src, folder)
+    base = _repository(src) or model_id(config.get("_name_or_path")) or _folder_name(src)
     layers = Layers(src)
     for key in ("quantization_config", "quantization"):
         config.pop(key, None)
     tensors = layers.tensors
-    source = Source(src, "safetensors", dense_recipes(layers), {}, Model("", 0), not_copied=not_copied)
+    source = Source(src, "safetensors", dense_recipes(layers), {}, Model("", 0), not_copied=not_copied, base=base)
     source.warnings += layers.notes
     if isinstance(src, RemotePath):
         source.remote = src.versions
     else:
         source.files = [*(Path(file) for file in tensors.paths), *files]
     return source, _own_type((tensor.dtype, tensor.shape) for tensor in tensors.values()), config, small
+
+
+def _repository(src: Place) -> str:
+    """The id of the repository on the Hub that a model is in; empty where it is elsewhere."""
+    return src.store.repository if isinstance(src, RemotePath) else ""
+
+
+def _folder_name(src: Place) -> str:
+    if isinstance(src, RemotePath):
+        return src.title
+    folder = src if src.is_dir() else src.parent
+    return _fit(folder.absolute().name)
+
+
+def _fit(name: str) -> str:
+    """The name with characters that the names of models may have."""
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) or "model"
 
 
 def dense_recipes(layers: Layers) -> list[Recipe]:

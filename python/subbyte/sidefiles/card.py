@@ -1,4 +1,4 @@
-"""The front matter of a model card (README.md) as ``general.*`` keys of GGUF, and back.
+"""The front matter of a model card (README.md) as ``general.*`` keys of GGUF, and back; cards of quantized models.
 
 Front matter is YAML between two lines of three hyphens. Model cards use little of it, and that little is read: texts,
 plain or quoted, folded blocks, and lists of texts; anything nested further (results of evaluations) is passed over.
@@ -15,6 +15,7 @@ from typing import Any
 from subbyte.errors import Error
 from subbyte.io.gguf import GgufValue
 from subbyte.jsonfile import read_text
+from subbyte.sidefiles import SmallFile
 
 Card = dict[str, str | list[str]]
 
@@ -36,30 +37,28 @@ LISTS = {"general.tags": ("tags", "pipeline_tag"), "general.languages": ("langua
 """Likewise for lists, of which all that are there count."""
 
 _HUB = "https://huggingface.co/"
+_NAME = "README.md"
+_BASE, _RELATION = "base_model", "base_model_relation"
 
 
 def read_card(folder: Path, warnings: list[str]) -> Card:
     """The front matter of the card in ``folder``; empty without one. A card that cannot be read is a warning."""
-    path = folder / "README.md"
+    path = folder / _NAME
     if not path.is_file():
         return {}
     try:
         return parse_front_matter(read_text(path))
     except Error as error:
-        warnings.append(f"README.md: {error.message}: the model card is left out")
+        warnings.append(f"{_NAME}: {error.message}: the model card is left out")
         return {}
 
 
 def parse_front_matter(text: str) -> Card:
     """Texts and lists of texts by field."""
-    lines = text.removeprefix("\ufeff").splitlines()
-    if not lines or lines[0].rstrip() != "---":
-        return {}
-    ends = [at for at, line in enumerate(lines[1:], start=1) if line.rstrip() in ("---", "...")]
     fields: dict[str, tuple[str, list[str]]] = {}
     name = ""
-    for line in lines[1 : ends[0]] if ends else []:
-        found = re.match(r"([A-Za-z_][\w.-]*)\s*:(?:\s+(.*))?$", line)
+    for line in _split(text)[0]:
+        found = _FIELD.match(line)
         if found:
             name = found[1]
             fields[name] = (_uncommented(found[2] or ""), [])
@@ -71,6 +70,19 @@ def parse_front_matter(text: str) -> Card:
         if parsed:
             card[name] = parsed
     return card
+
+
+_FIELD = re.compile(r"([A-Za-z_][\w.-]*)\s*:(?:\s+(.*))?$")
+
+
+def _split(text: str) -> tuple[list[str], str]:
+    """The lines of the front matter, and what follows it."""
+    lines = text.removeprefix("\ufeff").splitlines(keepends=True)
+    if lines and lines[0].rstrip() == "---":
+        for at, line in enumerate(lines[1:], start=1):
+            if line.rstrip() in ("---", "..."):
+                return [line.splitlines()[0] for line in lines[1:at]], "".join(lines[at + 1 :])
+    return [], "".join(lines)
 
 
 def _uncommented(value: str) -> str:
@@ -146,6 +158,51 @@ def titled(name: str) -> str:
     )
 
 
+def quantized_card(files: Sequence[SmallFile], base: str, library: str, warnings: list[str]) -> SmallFile:
+    """The card of a quantized form of a model: that of ``files`` as it is, but for the fields that name the base.
+
+    Args:
+        files: those of the model's folder.
+        base: id or name of the model; a card that is of a quantized form already keeps the one that it names.
+        library: the library that loads the result; empty for that of the card, or transformers.
+        warnings: gets one where the card is no text and is left as it is.
+    """
+    given = next((file for file in files if file.name == _NAME), SmallFile(_NAME, b""))
+    try:
+        text = given.data.decode()
+    except UnicodeDecodeError:
+        warnings.append(f"{_NAME}: not UTF-8: the model card is copied as it is")
+        return given
+    card = parse_front_matter(text)
+    named = card.get(_BASE) if card.get(_RELATION) == "quantized" else None
+    fields = {
+        _BASE: named or base,
+        _RELATION: "quantized",
+        "library_name": library or card.get("library_name") or "transformers",
+    }
+    front, body = _split(text)
+    kept, name = [], ""
+    for line in front:
+        found = _FIELD.match(line)
+        name = found[1] if found else name
+        if name not in fields:
+            kept.append(line)
+    body = body or f"\n# {base.rpartition('/')[2]}\n"
+    return SmallFile(_NAME, ("\n".join(["---", *kept, *_yaml(fields), "---"]) + "\n" + body).encode())
+
+
+def model_id(name: object) -> str:
+    """The Hub's id of a model, given that or an address on the Hub; empty where it is neither."""
+    text = name.removeprefix(_HUB) if isinstance(name, str) else ""
+    return text if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) else ""
+
+
+def named_model(metadata: Mapping[str, Any]) -> str:
+    """The Hub's id of the model that a GGUF file is of, or that it was made from; empty where no key tells."""
+    keys = ("general.source.repo_url", "general.repo_url", "general.base_model.0.repo_url")
+    return next(filter(None, (model_id(metadata.get(key)) for key in keys)), "")
+
+
 def written_card(metadata: Mapping[str, Any]) -> str:
     """README.md with the front matter that a GGUF file's ``general.*`` keys give; empty where they give none."""
     front: dict[str, Any] = {
@@ -166,13 +223,18 @@ def written_card(metadata: Mapping[str, Any]) -> str:
     front |= {name: list(map(str, values)) for name, values in lists.items() if values is not None and len(values)}
     if not front:
         return ""
-    lines = ["---"]
-    for name, value in front.items():
+    title, text = metadata.get("general.name"), metadata.get("general.description")
+    body = [f"\n# {title}"] if isinstance(title, str) else []
+    body += [f"\n{text}"] if isinstance(text, str) else []
+    return "\n".join(["---", *_yaml(front), "---", *body]) + "\n"
+
+
+def _yaml(fields: Mapping[str, Any]) -> list[str]:
+    """The lines of texts and lists of texts."""
+    lines = []
+    for name, value in fields.items():
         if isinstance(value, list):
             lines += [f"{name}:", *(f"- {json.dumps(item, ensure_ascii=False)}" for item in value)]
         else:
             lines.append(f"{name}: {json.dumps(value, ensure_ascii=False)}")
-    title, text = metadata.get("general.name"), metadata.get("general.description")
-    body = [f"\n# {title}"] if isinstance(title, str) else []
-    body += [f"\n{text}"] if isinstance(text, str) else []
-    return "\n".join([*lines, "---", *body]) + "\n"
+    return lines
