@@ -22,7 +22,19 @@ from subbyte.io.safetensors import SafetensorsFile
 GOLDEN = Path(__file__).parent.parent / "golden"
 TOTAL = int(os.environ.get("SUBBYTE_TEST_MUTATIONS", "90000"))
 LIMIT = 5.0
-FAMILIES = ("aqlm", "compact3d", "gptvq", "higgs_flute", "qmoe", "qpalette", "quip", "spqr", "squeezellm", "vptq")
+FAMILIES = (
+    "aqlm",
+    "compact3d",
+    "exl3",
+    "gptvq",
+    "higgs_flute",
+    "qmoe",
+    "qpalette",
+    "quip",
+    "spqr",
+    "squeezellm",
+    "vptq",
+)
 
 
 def decoded(value):

@@ -33,6 +33,7 @@ _MODULES = {
     "bitsandbytes": "table.bitsandbytes",
     "compact3d": "vector.compact3d",
     "compressed-tensors": "compressed_tensors",
+    "exl3": "trellis.exl3",
     "fp8": "float.fp8",
     "gemma": "integer.gemma",
     "gptq": "integer.gptq",

@@ -19,6 +19,7 @@ METHODS = {
     "mxfp4": "mxfp4", "modelopt": "modelopt", "bitnet": "bitnet", "sinq": "sinq", "gemma": "gemma",
     "metal": "mlx", "matgptq_quant": "matquant", "qqq": "qqq", "subbyte": "subbyte",
     "aqlm": "aqlm", "vptq": "vptq", "spqr": "spqr", "higgs": "higgs", "squeezellm": "squeezellm",
+    "exl3": "exl3",
 }  # fmt: skip
 
 #: Side file, key of the settings in it ("" for the whole file), format id.
@@ -107,6 +108,8 @@ def by_names(source: SafetensorsFile) -> str | None:
             return "squeezellm"
         elif last == "dense_weights" and f"{module}.col_vals" in source:
             return "spqr"
+        elif last == "trellis" and (f"{module}.suh" in source or f"{module}.su" in source):
+            return "exl3"
         elif last == "Qidxs":
             return "quip"
         elif last == "tables2":

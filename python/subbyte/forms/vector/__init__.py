@@ -5,7 +5,7 @@ from subbyte.forms.vector.bilevel import Bilevel
 from subbyte.forms.vector.columns import Beside, ColumnAffine, Ordered, RowRange, Stacked
 from subbyte.forms.vector.indices import ArrayIndices, BitIndices, Indices, StreamIndices
 from subbyte.forms.vector.outliers import AddedRows, Outliers
-from subbyte.forms.vector.rotated import Rotated
+from subbyte.forms.vector.rotated import HalfRotated, Rotated
 
 __all__ = [
     "AddedRows",
@@ -16,6 +16,7 @@ __all__ = [
     "BitIndices",
     "Book",
     "ColumnAffine",
+    "HalfRotated",
     "Indices",
     "Ordered",
     "Outliers",

@@ -1,4 +1,4 @@
-"""Weights that are stored rotated by Hadamard transforms (HIGGS, Q-Palette)."""
+"""Weights that are stored rotated by Hadamard transforms (HIGGS, Q-Palette, QuIP#, QTIP, EXL3)."""
 
 from __future__ import annotations
 
@@ -70,3 +70,31 @@ class Rotated(Form):
             if self.column_factors is not None:
                 found = found * self.column_factors.float32()
             return found[:, : self.columns].astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class HalfRotated(Rotated):
+    """A rotated weight that the original computes in half precision (EXL3).
+
+    As F16, the result of every step is rounded to it: the transforms of rows, the column factors, the transforms of
+    columns, the row factors.
+    """
+
+    def rounded_values(self, rows: slice, kind: str) -> NDArray[np.float32]:
+        if kind != "F16" or self.across is None or self.down is None:
+            return self.values(rows)
+        start, stop, _ = rows.indices(self.rows)
+        stop = max(start, stop)
+        chosen = slice(start // self.down * self.down, -(-stop // self.down) * self.down)
+        with np.errstate(all="ignore"):
+            found = _half(hadamard.rotate(self.inner.values(chosen).astype(np.float64), self.across))
+            if self.column_factors is not None:
+                found = _half(found * self.column_factors.float32())
+            found = _half(hadamard.rotate(np.ascontiguousarray(found.T), self.down).T)
+            if self.row_factors is not None:
+                found = _half(found * self.row_factors.float32()[chosen, None])
+        return found[start - chosen.start : stop - chosen.start, : self.columns].astype(np.float32)
+
+
+def _half(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values.astype(np.float16).astype(np.float64)

@@ -1,0 +1,1 @@
+"""Formats whose codes are the states of a trellis."""
