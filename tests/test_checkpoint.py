@@ -79,7 +79,7 @@ def test_folder_and_file(folder):
     assert len(checkpoint) == len(DENSE)
     assert checkpoint.config == {"model_type": "demo"}
     alone = subbyte.open(folder / "model.safetensors")
-    assert alone.config == {}
+    assert alone.config == {"model_type": "demo"}  # it stands beside the file
     assert same(alone["f32"].decode(), DENSE["f32"])
     (folder / "config.json").unlink()
     assert subbyte.open(str(folder)).config == {}

@@ -11,6 +11,7 @@ import pytest
 
 import subbyte
 from checkpoints import CONFIG, SMALL_LLAMA, Model, checkpoint, gemma3, llama_tensors, quantized_checkpoint, qwen3_moe
+from server import serve
 from subbyte.convert.manifest import manifest_path
 from subbyte.io.gguf import GgufFile
 from subbyte.io.safetensors import SafetensorsFile, write_safetensors
@@ -245,3 +246,30 @@ def test_a_run_that_is_stopped_goes_on(tmp_path: Path, gptq: Path) -> None:
     assert report.resumed > 0
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "part" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("to", ["gguf", "compressed-tensors", "hf.bf16"])
+def test_remote_checkpoints_are_planned_without_their_codes(tmp_path: Path, to: str) -> None:
+    """Rows are so long that the groups of the columns are not looked at either, which are in order."""
+    data = llama_tensors()
+    for n in (0, 1):
+        for part, shape in (("gate", (2048, 64)), ("up", (2048, 64)), ("down", (64, 2048))):
+            data[f"model.layers.{n}.mlp.{part}_proj.weight"] = np.ones(shape, np.float32)
+    data["model.embed_tokens.weight"] = np.ones((2048, 64), np.float32)  # no code is near the header
+    source = checkpoint(tmp_path / "floats", data, intermediate_size=2048)
+    folder = quantized_checkpoint(tmp_path / "gptq", "gptq", source, group_size=32)
+    stored = SafetensorsFile(folder)
+    with serve({f"m/{file.name}": file.read_bytes() for file in folder.iterdir()}) as server:
+        plan = subbyte.plan(f"{server.url}m/model.safetensors", to=to)
+        scheme = {str(layer.scheme) for layer in subbyte.inspect(f"{server.url}m/model.safetensors").layers}
+        asked = [wanted.removeprefix("bytes=").split("-") for path, wanted in server.requests if wanted]
+    assert scheme == {"integer, 4 bits, groups of 32, scales F16"}
+    local = {row.name: row.kind for row in subbyte.plan(folder, to=to).rows}
+    assert {row.name: row.kind for row in plan.rows} == local
+    long = [tensor for tensor in stored.values() if tensor.name.endswith(("qweight", "g_idx")) and tensor.nbytes > 4096]
+    beginning = 1 << 18  # is fetched with the header
+    for tensor in long:
+        for first, last in asked:
+            if int(first) > 0:
+                assert int(last) < tensor.offset or int(first) >= tensor.offset + tensor.nbytes, tensor.name
+    assert any(tensor.offset > beginning for tensor in long)

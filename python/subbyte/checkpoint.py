@@ -174,7 +174,7 @@ class Checkpoint(OpenFiles[Weight]):
     Attributes:
         path: what was opened.
         source: the container, a `subbyte.io.gguf.GgufFile` or a `subbyte.io.safetensors.SafetensorsFile`.
-        config: config.json of a folder as a dictionary; empty where there is none.
+        config: config.json of the folder, or beside the file, as a dictionary; empty where there is none.
         format: the format id of a quantized checkpoint (``gptq``); None for GGUF files and dense checkpoints.
         notes: what is stale or odd but harmless (a module listed as quantized but stored dense).
     """
@@ -220,7 +220,7 @@ class Checkpoint(OpenFiles[Weight]):
 
     @classmethod
     def _open_safetensors(cls, path: Place) -> Checkpoint:
-        config = _folder_config(path) if path.is_dir() else {}
+        config = _folder_config(path)
         source = SafetensorsFile(path)
 
         def weight(name: str) -> Weight:
@@ -323,10 +323,11 @@ def _is_gguf(path: Place) -> bool:
         raise IoError.from_errno(e.errno, e.strerror or str(e), str(path)) from e
 
 
-def _folder_config(folder: Place) -> dict[str, Any]:
-    if not isinstance(folder, RemotePath):
-        return _read_config(folder / "config.json")
-    with folder.copies(["config.json"]) as copy:
+def _folder_config(path: Place) -> dict[str, Any]:
+    """config.json of a folder, or beside a file."""
+    if not isinstance(path, RemotePath):
+        return _read_config((path if path.is_dir() else path.parent) / "config.json")
+    with path.copies(["config.json"]) as copy:
         return _read_config(copy / "config.json")
 
 

@@ -117,7 +117,7 @@ class Layers(Mapping[str, Layer]):
         The values of a remote layer are not looked at: its planes are ones, which fit wherever the types do.
         """
         if isinstance(self.path, remote.RemotePath):
-            return self._form(name, _assumed)
+            return self._form(name, _assumed, without=self._in_order(name))
         found: Form = self._looked(name, lambda: self._look(name))
         return found
 
@@ -127,6 +127,12 @@ class Layers(Mapping[str, Layer]):
             self._mapped.source.release()
             self._looked_at = 0
         return self._mapped[name].form()
+
+    def _in_order(self, name: str) -> frozenset[str]:
+        """The plane that tells the group of each column, where the settings say that it tells nothing (GPTQ)."""
+        settings = self._layers[name].params.get("quantization_config")
+        ordered = isinstance(settings, Mapping) and settings.get("desc_act") is False
+        return frozenset({"g_idx"}) if ordered else frozenset()
 
     def held(self, name: str, type: str) -> Moved:
         """How well blocks of ``type`` hold the layer; found out once.
@@ -151,10 +157,14 @@ class Layers(Mapping[str, Layer]):
         """The layer's form for work: its planes are read, and kept while neighbours are worked on."""
         return self.kept(("form", name), lambda: self._form(name, _read))
 
-    def _form(self, name: str, read: Callable[[SafetensorsFile, str], Plane]) -> Form:
+    def _form(
+        self, name: str, read: Callable[[SafetensorsFile, str], Plane], without: frozenset[str] = frozenset()
+    ) -> Form:
         layer = self._layers[name]
         try:
-            planes = {plane: read(self.tensors, tensor) for plane, tensor in layer.planes.items()}
+            planes = {
+                plane: read(self.tensors, tensor) for plane, tensor in layer.planes.items() if plane not in without
+            }
             return read_layer(self.format or "", layer, planes)
         except Error as error:
             first = self.tensors[next(iter(layer.planes.values()))]
@@ -178,7 +188,7 @@ def _read(tensors: SafetensorsFile, name: str) -> Plane:
 
 def _assumed(tensors: SafetensorsFile, name: str) -> Plane:
     tensor = tensors[name]
-    if tensor.nbytes <= 4096:
+    if tensor.nbytes <= 4096 or (name.endswith("g_idx") and tensor.nbytes <= 1 << 20):
         return _read(tensors, name)
     size = tensor.nbytes // max(prod(tensor.shape), 1)
     one = stored(np.ones(size, np.uint8), tensor.dtype, (1,))
