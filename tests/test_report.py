@@ -12,10 +12,11 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import subbyte
-from checkpoints import GOLDEN, SMALL_LLAMA
+from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, quantized_checkpoint
 from subbyte import cli
 from subbyte.convert.manifest import manifest_path
 from subbyte.io.gguf import GgufFile
@@ -307,3 +308,30 @@ def test_the_source_that_the_manifest_names_is_not_replaced(tmp_path: Path, caps
     for option in ("--html", "--csv"):
         assert run(capsys, "report", tmp_path / "a.gguf", option, source)[0] == 2
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("model_type", ["llama", "unknown-model", None])
+def test_tensors_of_folders_have_the_roles_and_layers_of_a_file(
+    made: Path, tmp_path: Path, model_type: str | None
+) -> None:
+    folder = quantized_checkpoint(tmp_path / "folder", "gptq", bits=4, group_size=32)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+    found, file = subbyte.report(folder), subbyte.report(made)
+    assert sorted((entry.role, entry.layer) for entry in found.tensors) == sorted(
+        (entry.role, entry.layer) for entry in file.tensors
+    )
+    roles = {entry.name: (entry.role, entry.layer) for entry in found.tensors}
+    assert roles["model.layers.5.mlp.down_proj.weight"] == ("feed-forward down", 5)
+    assert roles["lm_head.weight"] == ("output", -1)
+
+
+def test_roles_of_fused_and_foreign_names(tmp_path: Path) -> None:
+    fused = {entry.name: entry.role for entry in subbyte.report(GOLDEN / "convert" / "tiny-phi3").tensors}
+    assert fused["model.layers.1.self_attn.qkv_proj.weight"] == "attention value"
+    assert fused["model.layers.1.mlp.gate_up_proj.weight"] == "feed-forward up"
+    tensors = {"decoder.block.3.deep.7.weight": np.ones((2, 32), np.float32), "odd": np.ones(32, np.float32)}
+    foreign = subbyte.report(checkpoint(tmp_path / "m", tensors, model_type="foreign"))
+    assert {entry.name: (entry.role, entry.layer) for entry in foreign.tensors} == {
+        "decoder.block.3.deep.7.weight": ("norms and others", 3), "odd": ("norms and others", -1),
+    }  # fmt: skip

@@ -102,8 +102,8 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
     verify.set_defaults(run=_verify)
 
-    report = commands.add_parser("report", help="report on a GGUF file: sizes, and errors against its source")
-    report.add_argument("path", metavar="DST", help="GGUF file")
+    report = commands.add_parser("report", help="report on a model: sizes, and errors against its source")
+    report.add_argument("path", metavar="DST", help="GGUF file or checkpoint folder")
     report.add_argument("--against", metavar="SRC", help="measure errors against this checkpoint or GGUF file")
     report.add_argument("--html", metavar="FILE", help="write a page with plots that opens offline")
     report.add_argument("--csv", metavar="FILE", help="write one line for each tensor")

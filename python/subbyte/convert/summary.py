@@ -6,7 +6,9 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from os import PathLike
@@ -14,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import subbyte
+from subbyte.arch import Architecture, find_architecture
+from subbyte.arch.base import MAX_LAYERS, Config
+from subbyte.arch.llama import LLAMA
 from subbyte.convert.manifest import manifest_path, read_manifest
 from subbyte.convert.recipe import Recipe
 from subbyte.convert.report import Report, Row
@@ -23,6 +28,7 @@ from subbyte.errors import ArgumentError, Error, IoError
 from subbyte.io.gguf import GgufFile
 from subbyte.io.remote import Place, place
 from subbyte.io.safetensors import SafetensorsFile
+from subbyte.jsonfile import read_object
 from subbyte.paths import check_apart, checked_path
 from subbyte.planning.mix import layer_number, tensor_class
 
@@ -170,13 +176,13 @@ class Summary:
 def report(
     path: str | PathLike[str], against: str | PathLike[str] | None = None, *, progress: Progress | None = None
 ) -> Summary:
-    """What is in a GGUF file, how it was made, and with ``against`` how far it is from its source.
+    """What is in a model, how it was made, and with ``against`` how far it is from its source.
 
     How it was made comes from the manifest that :func:`subbyte.convert` left beside the file; other files have a report
     as well. Nothing is computed without ``against``; with it, the file is verified (:func:`subbyte.verify`).
 
     Args:
-        path: the GGUF file.
+        path: the GGUF file, checkpoint folder, or safetensors file.
         against: checkpoint folder or GGUF file it was made from.
         progress: called with (elements done, elements of all tensors, name).
 
@@ -200,7 +206,11 @@ def report(
     rows = {row.layer or row.name: row for row in reversed(made.tensors)} if made else {}
     checked = None if against is None else verify(path, against, progress=progress)
     errors = {row.name: row for row in checked.tensors} if checked else {}
-    entries = [_entry(recipe, rows.get(recipe.name), errors.get(recipe.name)) for recipe in stored_recipes(path)]
+    named = _ggml_names(path)
+    entries = [
+        _entry(recipe, named(recipe.name), rows.get(recipe.name), errors.get(recipe.name))
+        for recipe in stored_recipes(path)
+    ]
     facts = {}
     if made and manifest:
         facts = {"src": str(made.src), "to": made.to, "seconds": made.seconds, "subbyte": manifest.identity["subbyte"]}
@@ -275,10 +285,37 @@ def _files(path: Path) -> list[Path]:
     return [Path(file) for file in GgufFile(path, mmap=False).paths]
 
 
-def _entry(recipe: Recipe, row: Row | None, error: Comparison | None) -> Entry:
+def _ggml_names(path: Path) -> Callable[[str], str]:
+    """The names that tensors have in a GGUF file, which tell role and layer: of a checkpoint by its architecture.
+
+    Names of an architecture that is not known are taken as Llama's, which most models use; what is none of them has
+    no role, and its layer is the first number in it.
+    """
+    if not is_checkpoint(path):
+        return lambda name: name
+    arch: Architecture = LLAMA
+    config: Config = {"num_hidden_layers": MAX_LAYERS}
+    with suppress(Error):
+        arch, config = find_architecture(read_object((path if path.is_dir() else path.parent) / "config.json"))
+
+    def named(name: str) -> str:
+        try:
+            found = arch.match(arch.plain_name(name), config)
+        except Error:  # of a field that the split of a tensor needs
+            found = None
+        if found is None:
+            layer = re.search(r"(?<=\.)\d{1,6}(?=\.)", name)
+            return f"blk.{layer[0]}.{name}" if layer else name
+        return found.name if found.split is None else found.split.pieces[0].name
+
+    return named
+
+
+def _entry(recipe: Recipe, name: str, row: Row | None, error: Comparison | None) -> Entry:
+    """The entry of a tensor whose GGUF name is ``name``."""
     size = recipe.source_nbytes
     bits = 8 * size / recipe.elements if recipe.elements else 0.0
-    entry = Entry(recipe.name, ROLES[tensor_class(recipe.name)], layer_number(recipe.name), recipe.content.stored,
+    entry = Entry(recipe.name, ROLES[tensor_class(name)], layer_number(name), recipe.content.stored,
                   recipe.shape, recipe.elements, size, bits)  # fmt: skip
     if row is not None:
         entry = replace(entry, source_type=row.source_type, source_nbytes=row.source_nbytes, kind=row.kind,
