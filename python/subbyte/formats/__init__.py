@@ -58,6 +58,7 @@ _MODULES = {
     "qqq.s_channel": "integer.qqq",
     "qserve": "integer.qserve",
     "qserve.int8": "integer.qserve",
+    "qtip": "trellis.qtip",
     "quanto": "integer.quanto",
     "quip": "vector.quip",
     "sinq": "integer.sinq",

@@ -59,3 +59,12 @@ def mul1(bits: int, factor: int = MUL1) -> NDArray[np.float32]:
     """x = state * factor; (1024 + sum of the bytes) * 0.00676727294921875 - 10.3828125, rounded once to F16."""
     sums = (1024 + _byte_sums(_mixed(bits, factor))) * 0.00676727294921875 - 10.3828125
     return sums.astype(np.float16).astype(np.float32)
+
+
+def table_rows(bits: int, table_bits: int, shift: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Of every state of so many bits, h = state * (state + 1): row (h >> (shift - table_bits)) mod 2^table_bits, and
+    whether bit 15 of h is 1.
+    """
+    state = np.arange(1 << bits, dtype=np.int64)
+    mixed = state * (state + 1)
+    return mixed >> (shift - table_bits) & ((1 << table_bits) - 1), (mixed >> 15 & 1).astype(bool)

@@ -43,9 +43,10 @@ from subbyte import planes as _planes
 from subbyte.codec import Encoded
 from subbyte.errors import ArgumentError, FormatError, UnsupportedError
 from subbyte.formats.base import Format, encoded, setting_int, setting_text
+from subbyte.formats.trellis.codes import table_rows
 from subbyte.formats.vector import lanes
 from subbyte.formats.vector.lanes import CodeIndices, SimtIndices, TrellisIndices
-from subbyte.formats.vector.tables import check_setting, finite
+from subbyte.formats.vector.tables import check_setting, finite, sides
 from subbyte.forms import Form
 from subbyte.forms.vector import Additive, Beside, Book, Rotated, Stacked
 from subbyte.forms.vector.indices import Indices
@@ -66,10 +67,10 @@ class QPalette(Format):
 
     def read(self, planes: Mapping[str, Any], params: Mapping[str, Any]) -> Form:
         if setting_text(params, "part", "weight", allowed=("weight", "inner")) == "inner":
-            return _inner(planes, params, _sides(params, None, None), None)
+            return _inner(planes, params, sides(params, None, None), None)
         row_factors, scales = (finite(planes, name, shape=(None,)) for name in ("SV", "Wscale"))
         column_factors = finite(planes, "SU", shape=(None,))
-        shape = _sides(params, row_factors.shape[0], column_factors.shape[0])
+        shape = sides(params, row_factors.shape[0], column_factors.shape[0])
         if scales.shape != row_factors.shape:
             raise FormatError(
                 f"plane 'Wscale' has shape {list(scales.shape)}: expected {list(row_factors.shape)} of 'SV'"
@@ -97,11 +98,11 @@ class QPalette(Format):
         found = source.data.astype(np.uint32)
         if part == "codes":
             length = setting_int(params, "vec_sz", 1, allowed=(1, 2, 4))
-            rows, columns = _sides(params, len(found), found.shape[1] * length)
+            rows, columns = sides(params, len(found), found.shape[1] * length)
             return encoded(
                 self.id, {"qweight": _packed(found, bits, length, _layout(params, length))}, (rows, columns), params
             )
-        rows, columns = _sides(params, None, None)
+        rows, columns = sides(params, None, None)
         width = setting_int(params, "KV", allowed=_KV)
         if rows % 32 or columns % 32 or found.shape != (rows * columns // 256, lanes.PAIRS):
             raise FormatError(
@@ -142,23 +143,6 @@ def _same(read: Form, form: Form) -> bool:
     if isinstance(read, Rotated) and isinstance(form, Rotated):
         return (read.across, read.down) == (form.across, form.down) and _same(read.inner, form.inner)
     return type(read) is type(form) and read.shape == form.shape
-
-
-def _sides(params: Mapping[str, Any], rows: int | None, columns: int | None) -> tuple[int, int]:
-    """m and n: those of the planes, if given, which settings have to agree with."""
-    found = []
-    for keys, known in ((("m", "out_features"), rows), (("n", "in_features"), columns)):
-        side = known
-        for key in keys:
-            if key in params:
-                given = setting_int(params, key)
-                if side not in (None, given) or not 0 < given < 1 << 31:
-                    raise FormatError(f"setting '{key}' is {given}: expected {side or 'a number of 32 bits'}")
-                side = given
-        if side is None:
-            raise ArgumentError(f"params lacks '{keys[0]}', the {'rows' if 'm' in keys else 'columns'} of the weight")
-        found.append(side)
-    return found[0], found[1]
 
 
 def _inner(planes: Mapping[str, Any], params: Mapping[str, Any], shape: tuple[int, int], scales: Plane | None) -> Form:
@@ -218,13 +202,6 @@ def _trellis_plane(states: NDArray[np.uint32], width: int) -> Plane:
     return Plane(lanes.pack_states(states, width).reshape(-1).view(np.int16).reshape(-1, 8 * width), "I16")
 
 
-def _rows_of_states(bits: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Row of the table for every state, and whether its first value is negated."""
-    state = np.arange(1 << lanes.STATE_BITS, dtype=np.int64)
-    mixed = state * (state + 1)
-    return mixed >> (15 - bits) & ((1 << bits) - 1), (mixed >> 15 & 1).astype(bool)
-
-
 def _hybrid(tlut: Plane, params: Mapping[str, Any]) -> Plane:
     """The values of all states, as the table of a book."""
     count = tlut.shape[0]
@@ -232,7 +209,7 @@ def _hybrid(tlut: Plane, params: Mapping[str, Any]) -> Plane:
     if bits not in _TLUT_BITS or count != 1 << bits:
         raise FormatError(f"plane 'tlut' has shape {list(tlut.shape)}: expected [2^Q, 2], Q 1 to {_TLUT_BITS[-1]}")
     check_setting(params, "tlut_bits", bits, "plane 'tlut' makes it")
-    row, negated = _rows_of_states(bits)
+    row, negated = table_rows(lanes.STATE_BITS, bits, 15)
     table = tlut.float32()[row]
     table[negated, 0] = -table[negated, 0]
     return _planes.float_plane(table.reshape(1, 1, -1, 1, 2), tlut.kind)
@@ -240,7 +217,7 @@ def _hybrid(tlut: Plane, params: Mapping[str, Any]) -> Plane:
 
 def _tlut(table: Plane, bits: int) -> Plane:
     """The plane ``tlut`` of the values of all states."""
-    row, negated = _rows_of_states(bits)
+    row, negated = table_rows(lanes.STATE_BITS, bits, 15)
     first = np.zeros(1 << bits, np.int64)
     plain = np.flatnonzero(~negated)[::-1]
     first[row[plain]] = plain

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subbyte import planes as _planes
-from subbyte.errors import FormatError, UnsupportedError
+from subbyte.errors import ArgumentError, FormatError, UnsupportedError
 from subbyte.formats.base import setting_int
 from subbyte.planes import FLOATS, Plane
 from subbyte.quantize.grid import checked_weights
@@ -63,3 +63,25 @@ def matrix(array: Any, importance: Any) -> tuple[Plane, NDArray[np.float32]]:
         raise UnsupportedError(f"the format stores matrices; the array has shape {list(source.shape)}")
     weights = checked_weights(importance, None, source.shape[1])
     return source, np.ones(source.shape[1], np.float32) if weights is None else weights
+
+
+def sides(params: Mapping[str, Any], rows: int | None, columns: int | None) -> tuple[int, int]:
+    """m and n (``out_features``, ``in_features``): those of the planes, if given, which settings have to agree with.
+
+    Raises:
+        FormatError: they do not agree, or are no sizes.
+        ArgumentError: nothing says one.
+    """
+    found = []
+    for keys, known in ((("m", "out_features"), rows), (("n", "in_features"), columns)):
+        side = known
+        for key in keys:
+            if key in params:
+                given = setting_int(params, key)
+                if side not in (None, given) or not 0 < given < 1 << 31:
+                    raise FormatError(f"setting '{key}' is {given}: expected {side or 'a number of 32 bits'}")
+                side = given
+        if side is None:
+            raise ArgumentError(f"params lacks '{keys[0]}', the {'rows' if 'm' in keys else 'columns'} of the weight")
+        found.append(side)
+    return found[0], found[1]
