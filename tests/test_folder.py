@@ -368,3 +368,19 @@ def test_a_plan_of_a_folder_can_be_edited(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(data))
     with pytest.raises(subbyte.ArgumentError, match="f32, f16 or bf16"):
         subbyte.plan(TINY, plan=tmp_path / "plan.json")
+
+
+def test_the_folder_of_an_edited_plan_is_called_by_what_it_holds(tmp_path: Path) -> None:
+    data = subbyte.plan(TINY, to="hf.f16").to_json()
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(data))
+    assert subbyte.convert(TINY, tmp_path / "same", plan=file).to == "hf.f16"
+    assert json.loads((tmp_path / "same" / "config.json").read_text())["dtype"] == "float16"
+    for tensor in data["tensors"]:
+        tensor["type"] = "F32" if len(tensor["shape"]) > 1 else "BF16"
+    file.write_text(json.dumps(data))
+    assert subbyte.convert(TINY, tmp_path / "edited", plan=file).to == "hf.f32"
+    assert json.loads((tmp_path / "edited" / "config.json").read_text())["dtype"] == "float32"
+    made = read_manifest(tmp_path / "edited")
+    assert made is not None
+    assert made.report["to"] == "hf.f32"

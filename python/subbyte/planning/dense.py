@@ -43,7 +43,8 @@ def plan_dense(src: Place, to: str, *, strict: bool = False, types: Mapping[str,
         to: ``hf.bf16``, ``hf.f16``, ``hf.f32``, or ``hf``: the float type of most of the source's elements, bf16 where
             they are quantized.
         strict: refuse where there are warnings.
-        types: type of every tensor by name, decided already (an edited plan).
+        types: type of every tensor by name, decided already; where they are not those of ``to`` (an edited plan), the
+            folder is called by the float type of most elements.
 
     Raises:
         ArgumentError: there is no such target, or ``types`` do not fit.
@@ -58,10 +59,12 @@ def plan_dense(src: Place, to: str, *, strict: bool = False, types: Mapping[str,
     if strict and source.warnings:
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)
     target = name.upper() or own
-    config["dtype" if "dtype" in config else "torch_dtype"] = _DTYPES[target]
     chosen = {recipe.name: dense_type(recipe, target) for recipe in source.recipes}
-    if types is not None:
-        chosen = _given(chosen, types)
+    if types is not None and (given := _given(chosen, types)) != chosen:
+        shapes = {recipe.name: recipe.shape for recipe in source.recipes}
+        chosen = given
+        target = _own_type((kind, shapes[name]) for name, kind in chosen.items() if kind in FLOATS)
+    config["dtype" if "dtype" in config else "torch_dtype"] = _DTYPES[target]
     held = [recipe.held_as(chosen[recipe.name]) for recipe in source.recipes]
     tensors = [TensorPlan(recipe, chosen[recipe.name], recipe.shape, kind, why=why) for recipe, kind, why, _ in held]
     if any(recipe.content.layered or quantized(recipe.content.stored) for recipe in source.recipes):
