@@ -375,12 +375,12 @@ def test_the_folder_of_an_edited_plan_is_called_by_what_it_holds(tmp_path: Path)
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(data))
     assert subbyte.convert(TINY, tmp_path / "same", plan=file).to == "hf.f16"
-    assert json.loads((tmp_path / "same" / "config.json").read_text())["dtype"] == "float16"
+    assert json.loads((tmp_path / "same" / "config.json").read_text())["torch_dtype"] == "float16"
     for tensor in data["tensors"]:
         tensor["type"] = "F32" if len(tensor["shape"]) > 1 else "BF16"
     file.write_text(json.dumps(data))
     assert subbyte.convert(TINY, tmp_path / "edited", plan=file).to == "hf.f32"
-    assert json.loads((tmp_path / "edited" / "config.json").read_text())["dtype"] == "float32"
+    assert json.loads((tmp_path / "edited" / "config.json").read_text())["torch_dtype"] == "float32"
     made = read_manifest(tmp_path / "edited")
     assert made is not None
     assert made.report["to"] == "hf.f32"
