@@ -136,7 +136,12 @@ def _planning_options() -> argparse.ArgumentParser:
         "--to", metavar="TARGET", help="gguf.q4_k_m, gguf.bf16, hf.bf16, gptq …: see subbyte list targets"
     )
     options.add_argument("--target-size", metavar="SIZE", help="choose types for a file of at most SIZE: 4.0GiB, 3.5GB")
-    options.add_argument("--target-bpw", type=float, metavar="BITS", help="choose types for so many bits per weight")
+    options.add_argument(
+        "--target-bpw",
+        type=float,
+        metavar="BITS",
+        help="choose types for so many bits per weight of the tensors that are quantized; totals count all tensors",
+    )
     options.add_argument("--plan", metavar="FILE", help="use the types of a plan file (subbyte plan --json, edited)")
     options.add_argument("--lossy", action="store_true", help="allow quantizing tensors that are quantized already")
     options.add_argument("--pure", action="store_true", help="one type for every tensor where it fits, no mix")

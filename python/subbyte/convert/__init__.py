@@ -11,7 +11,7 @@ from typing import Any
 
 from subbyte import arguments, environment
 from subbyte.convert.executors import find_executor
-from subbyte.convert.journal import Journal, identify
+from subbyte.convert.journal import Journal, differences, identify
 from subbyte.convert.manifest import Manifest, find_manifest, pending_path
 from subbyte.convert.output import check_replaceable, check_target
 from subbyte.convert.report import Report, Row
@@ -21,11 +21,11 @@ from subbyte.errors import ArgumentError, warn
 from subbyte.io.remote import Place, place
 from subbyte.paths import checked_path, target_path
 from subbyte.planning.checkpoint import plan_checkpoint
-from subbyte.planning.dense import plan_dense
+from subbyte.planning.dense import DENSE_TARGETS, plan_dense
 from subbyte.planning.forecast import Forecast, forecast, read_plan
 from subbyte.planning.output import Plan, TensorPlan
 from subbyte.planning.plan import make_plan
-from subbyte.routes import checked_settings, find_target
+from subbyte.routes import checked_settings, find_target, target_ids
 
 logger = logging.getLogger("subbyte.convert")
 
@@ -139,14 +139,15 @@ def convert(
     for tensor in made_plan.tensors:
         logger.debug("%s: '%s' %s to %s, %s", target, tensor.name, tensor.recipe.type, tensor.type, tensor.kind)
     with made_folder(target), Journal.open(target, wait=wait) as journal:
-        made = find_manifest(target)
-        same = made is not None and made.identity == identify(made_plan) and _intact(made, target)
+        made, identity = find_manifest(target), identify(made_plan)
+        same = made is not None and made.identity == identity and _intact(made, target)
         if made is not None and same and not fresh:
             if pending_path(target).exists() or not made.describes(target):
                 made.refreshed(target).settle(target)
             journal.remove()
             return Report.from_json(made.report, src=origin, dst=target, unchanged=True)
-        check_replaceable(target, allowed=overwrite or same)
+        changed = [] if made is None else differences(made.identity, identity)
+        check_replaceable(target, allowed=overwrite or same, changed=changed)
         return run(made_plan, target, journal, chosen, fresh=fresh, progress=progress, cancel=cancel)
 
 
@@ -205,6 +206,8 @@ def _plan(src: str | PathLike[str] | Place, to: str | None, file: str | PathLike
     for option, value in (("to", to), ("pre", options["pre"])):
         if value is not None and not isinstance(value, str):
             raise ArgumentError(f"{option}: expected a string, found {value!r}")
+    if options["pre"] is not None and not options["pre"].isprintable():
+        raise ArgumentError(f"pre: expected the name of a pre-tokenizer, found {options['pre']!r:.80}")
     types = None
     planned: dict[str, Any] = {}
     if file is not None:
@@ -215,11 +218,20 @@ def _plan(src: str | PathLike[str] | Place, to: str | None, file: str | PathLike
         planned = {"edited": found_plan.edited, "mixed": found_plan.mixed}
     if to is None and (options["target_size"] is not None or options["target_bpw"] is not None):
         to = "gguf"
+    if isinstance(to, str) and to.partition(".")[0] != "hf" and find_target(to) is None:
+        lower = to.lower()
+        if lower != to and lower in {"hf", *DENSE_TARGETS, *target_ids()}:
+            raise ArgumentError(f"unknown target '{to}': did you mean {lower}?")
     if isinstance(to, str) and to.partition(".")[0] == "hf":
         given = [name for name, value in options.items() if value and name not in ("lossy", "strict", "settings")]
-        if given or options["settings"]:
-            listed = ", ".join((*given, *options["settings"]))
+        if given:
+            listed = ", ".join(given)
             raise ArgumentError(f"'{to}' is a checkpoint folder of floats: {listed} are options for GGUF files")
+        if options["settings"]:
+            raise ArgumentError(
+                f"'{to}' is a checkpoint folder of floats and has no setting '{next(iter(options['settings']))}'; "
+                "subbyte list targets shows those that have"
+            )
         return plan_dense(src, to, strict=options["strict"], types=types)
     settings = options.pop("settings")
     if isinstance(to, str) and (found := find_target(to)) is not None:

@@ -78,6 +78,8 @@ def restore(file: GgufFile) -> Restored:
     path = file.paths[0]
     arch_name = file.metadata.get("general.architecture")
     arch = next((arch for arch in ARCHITECTURES if arch.name == arch_name), None)
+    if not isinstance(arch_name, str):
+        raise FormatError(f"metadata key general.architecture: expected a string, found {arch_name!r:.80}", file=path)
     if arch is None:
         known = ", ".join(arch.name for arch in ARCHITECTURES)
         raise UnsupportedError(f"architecture '{arch_name}' cannot be turned back (yet); known: {known}", file=path)

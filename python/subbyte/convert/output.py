@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from subbyte import _native
@@ -208,15 +208,23 @@ def check_target(plan: Plan, dst: Path, also: Iterable[Path] = ()) -> None:
         raise ArgumentError(f"{what} a file of the source; the source is never written, choose another name", file=dst)
 
 
-def check_replaceable(dst: Path, *, allowed: bool) -> None:
+def check_replaceable(dst: Path, *, allowed: bool, changed: Sequence[str] = ()) -> None:
     """Refuse to replace what is there without leave, and a folder that holds more than a conversion wrote in any case.
+
+    Args:
+        dst: the target.
+        allowed: whether it may be replaced.
+        changed: what differs from the conversion that made it, in words.
 
     Raises:
         ArgumentError: it may not be replaced.
     """
     there = _inside(dst)
     if there and not allowed:
-        raise ArgumentError("exists already; choose another name or allow it to be replaced with overwrite", file=dst)
+        other = f", made with another {', '.join(changed)}" if changed else ""
+        raise ArgumentError(
+            f"exists already{other}; choose another name or allow it to be replaced with overwrite", file=dst
+        )
     if dst.is_dir():
         made = find_manifest(dst)
         known = {manifest_path(dst), *(made.paths(dst) if made else ())}

@@ -495,8 +495,10 @@ def _gguf(path: Place) -> Source:
         raise FormatError("no tensors", file=path)
     source = Source(path, "gguf", recipes, metadata, Model("", 0))
     try:
-        if not isinstance(arch, str) or kind != "model":
+        if kind != "model":
             raise FormatError(f"a GGUF file of type '{kind}' is not a model")
+        if not isinstance(arch, str):
+            raise FormatError(f"metadata key general.architecture: expected a string, found {arch!r:.80}")
         source.model = _model(arch, file.metadata)
     except FormatError as error:
         source.no_model = error.message

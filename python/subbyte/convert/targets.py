@@ -209,7 +209,8 @@ class PlaneRows(Rows):
     def place(self, row: int, column: int) -> Place:
         size = nbytes("F32", self.layer.recipe.shape)
         name, shape = self.layer.recipe.name, self.layer.recipe.shape
-        return Place(SourceTensor(name, "F32", shape, None, lambda start, count: np.zeros(size, np.uint8)), 0, 0)
+        where = next(iter(self.ranges), None)
+        return Place(SourceTensor(name, "F32", shape, where, lambda start, count: np.zeros(size, np.uint8)), 0, 0)
 
 
 def shapes(target: Target, params: Mapping[str, Any], shape: tuple[int, ...], kind: str) -> Shapes:

@@ -137,6 +137,12 @@ def _rows(tensor: TensorPlan, first: int, last: int, stop: threading.Event) -> R
 
 
 def _refuse(tensor: TensorPlan, block: int) -> None:
+    if tensor.part is not None:
+        raise NonFiniteError(
+            f"its {tensor.type} scales or zero points are NaN or infinite: the values are not finite, or too large for "
+            "the format",
+            tensor=tensor.name,
+        )
     columns, size = tensor.recipe.columns, TYPES[tensor.type].block
     row, column = divmod(block * size, columns)
     what = "a value" if size == 1 else "the scale of a block"

@@ -30,6 +30,9 @@ from subbyte.sidefiles.copied import copied_files, with_side_files
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
+DENSE_TARGETS = ("hf.bf16", "hf.f16", "hf.f32")
+"""Targets that name a float type."""
+
 
 FolderSource = tuple[Source, str, dict[str, Any], list[SmallFile]]
 """The model, its own float type, config.json, and further small files."""
@@ -53,8 +56,8 @@ def plan_dense(src: Place, to: str, *, strict: bool = False, types: Mapping[str,
         Error: with ``strict``, there are warnings.
     """
     _, _, name = to.partition(".")
-    if to != "hf" and name.upper() not in FLOATS:
-        raise ArgumentError(f"unknown target '{to}': expected hf.bf16, hf.f16, hf.f32 or hf")
+    if to != "hf" and to.lower() not in DENSE_TARGETS:
+        raise ArgumentError(f"unknown target '{to}': expected {', '.join(DENSE_TARGETS)} or hf")
     source, own, config, small = folder_source(src)
     if strict and source.warnings:
         raise Error(f"strict, and there are {len(source.warnings)} warnings: {'; '.join(source.warnings)}", file=src)

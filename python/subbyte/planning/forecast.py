@@ -203,9 +203,10 @@ class PlanFile:
         name, size = self.imatrix
         found = None if imatrix is None else stamp(checked_path(imatrix, "imatrix"))
         if found is None or found[1] != size:
-            what = "it is missing" if found is None else f"'{found[0]}' has {found[1]:,}"
+            what = "none were given" if found is None else f"'{found[0]}' has {found[1]:,}"
             raise ArgumentError(
-                f"the plan was made with the importance data '{name}' of {size:,} bytes, {what}; give it with imatrix",
+                f"the plan was made with the importance data '{name}' of {size:,} bytes, and {what}; give that file "
+                "with imatrix",
                 file=self.path,
             )
 

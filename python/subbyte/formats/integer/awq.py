@@ -392,7 +392,7 @@ def _quantize(
             scale = rounded(np.asarray(width / np.float32(15), np.float32), "F16")
             zero = np.clip(-np.rint(rounded(low / scale, "F16")), 0, 15).astype(np.float32)
         codes = np.clip(np.rint(rounded(cut / scale[..., None], "F16")) + zero[..., None], 0, 15)
-    return codes.reshape(rows, columns).astype(np.uint8), scale, zero.astype(np.int16)
+        return codes.reshape(rows, columns).astype(np.uint8), scale, zero.astype(np.int16)
 
 
 FORMATS = {"awq": Awq()}
