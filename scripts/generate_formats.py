@@ -26,6 +26,7 @@ FAMILIES = {
     "table": "Tables of values",
     "ternary": "Ternary weights",
     "vector": "Vector quantization",
+    "trellis": "Trellis codes",
 }
 
 REFERENCE = re.compile(r"`(subbyte\.formats\.[a-z_0-9.]+)`")

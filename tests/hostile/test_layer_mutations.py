@@ -30,6 +30,7 @@ FAMILIES = (
     "higgs_flute",
     "qmoe",
     "qpalette",
+    "qtip",
     "quip",
     "spqr",
     "squeezellm",

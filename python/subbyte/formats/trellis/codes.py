@@ -1,6 +1,18 @@
 """Computed codes of trellises: the value of every state, a function of few instructions (arXiv 2406.11235, EXL3).
 
-Integers are taken modulo 2^32. The halves of ``3inst`` and ``mcg`` are read as F16, and their sum is rounded to it.
+Integers are taken modulo 2^32; a halves' sum is that of the two halves of (x & 0x8FFF8FFF) ^ 0x3B603B60, read as F16
+and rounded to it.
+
+=====  =================================================================================================
+code   value of state s
+=====  =================================================================================================
+1mad   x = s * 34038481 + 76625530; (sum of the bytes of x - 510) / 147.800537109375, in float32
+2mad   x = s * 264435761 + 1013904223, then x + (x * 1664525 >> 32); like 1mad
+3inst  x = s * 89226354 + 64248484; halves' sum
+mcg    x = s * 0xCBAC1FED; halves' sum
+mul1   x = s * 0x83DCD12D; (1024 + sum of the bytes of x) * 0.00676727294921875 - 10.3828125, rounded once
+       to F16
+=====  =================================================================================================
 """
 
 from __future__ import annotations
@@ -31,12 +43,12 @@ def _half_sums(words: NDArray[np.uint64]) -> NDArray[np.float32]:
 
 
 def one_mad(bits: int) -> NDArray[np.float32]:
-    """x = state * 34038481 + 76625530; the sum of the bytes of x, less 510, by 147.800537109375."""
+    """The code 1mad, of so many bits."""
     return _normalized(_mixed(bits, 34038481, 76625530))
 
 
 def two_mad(bits: int) -> NDArray[np.float32]:
-    """x = state * 264435761 + 1013904223, then x + (x * 1664525 >> 32), then like `one_mad`."""
+    """The code 2mad."""
     x = _mixed(bits, 264435761, 1013904223)
     return _normalized((x + (x * np.uint64(1664525) >> np.uint64(32))) & _WORD)
 
@@ -46,17 +58,17 @@ def _normalized(words: NDArray[np.uint64]) -> NDArray[np.float32]:
 
 
 def three_inst(bits: int) -> NDArray[np.float32]:
-    """x = state * 89226354 + 64248484; the sum of the halves of (x & 0x8FFF8FFF) ^ 0x3B603B60."""
+    """The code 3inst."""
     return _half_sums(_mixed(bits, 89226354, 64248484))
 
 
 def mcg(bits: int, factor: int = MCG) -> NDArray[np.float32]:
-    """x = state * factor; like `three_inst`."""
+    """The code mcg, perhaps with another factor."""
     return _half_sums(_mixed(bits, factor))
 
 
 def mul1(bits: int, factor: int = MUL1) -> NDArray[np.float32]:
-    """x = state * factor; (1024 + sum of the bytes) * 0.00676727294921875 - 10.3828125, rounded once to F16."""
+    """The code mul1, perhaps with another factor."""
     sums = (1024 + _byte_sums(_mixed(bits, factor))) * 0.00676727294921875 - 10.3828125
     return sums.astype(np.float16).astype(np.float32)
 
