@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
 from subbyte.io.gguf import GgufFile, GgufValue, write_gguf
+from subbyte.io.safetensors import SafetensorsFile, write_safetensors
 from subbyte.layout import CODES
 
 TINY = GOLDEN / "convert" / "tiny-llama"
@@ -212,3 +214,35 @@ def test_clipped_share_where_it_has_no_meaning(tmp_path: Path) -> None:
     half[0, 0] = 65504
     values[0, 0] = 66000
     assert clipped_share(tmp_path, "F16", values, half.view(np.uint8)) == 1 / values.size
+
+
+@pytest.mark.parametrize("through", ["gguf.q4_0", "gguf.q8_0", "gptq", "mxfp4"])
+@pytest.mark.parametrize("to", ["hf.f32", "hf.bf16"])
+def test_floats_that_were_decoded_are_judged_as_quantized(tmp_path: Path, through: str, to: str) -> None:
+    middle = tmp_path / ("m.gguf" if through.startswith("gguf") else "m")
+    subbyte.convert(SMALL_LLAMA, middle, to=through)
+    subbyte.convert(middle, tmp_path / "out", to=to)
+    assert subbyte.verify(tmp_path / "out", middle).ok
+    found = subbyte.verify(tmp_path / "out", SMALL_LLAMA)
+    assert found.failures == ()
+    kinds = {row.name: row.kind for row in found.tensors}
+    assert kinds["model.layers.0.mlp.up_proj.weight"] == "quantized"
+    assert kinds["model.norm.weight"] in ("exact", "exact-value", "rounded")
+    other = llama_tensors()
+    assert not subbyte.verify(tmp_path / "out", checkpoint(tmp_path / "other", other)).ok
+
+
+def test_decoded_floats_against_other_codes_or_a_stranger(tmp_path: Path) -> None:
+    for name, to in (("four", "gguf.q4_0"), ("eight", "gguf.q8_0")):
+        subbyte.convert(TINY, tmp_path / f"{name}.gguf", to=to)
+    subbyte.convert(tmp_path / "four.gguf", tmp_path / "floats", to="hf.f32")
+    found = subbyte.verify(tmp_path / "floats", tmp_path / "eight.gguf")
+    assert found.ok
+    assert "requantized" in {row.kind for row in found.tensors}
+    tensors = {name: SafetensorsFile(TINY).array(name) for name in SafetensorsFile(TINY)}
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name][::-1].copy()
+    shutil.copytree(TINY, tmp_path / "swapped")
+    write_safetensors(tmp_path / "swapped" / "model.safetensors", tensors)
+    (failure,) = subbyte.verify(tmp_path / "floats", tmp_path / "swapped").failures
+    assert f"'{name}': relative error" in failure

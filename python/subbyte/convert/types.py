@@ -48,6 +48,11 @@ def quantized(name: str) -> bool:
     return name in TYPES and TYPES[name].block > 1
 
 
+def is_dtype(name: str) -> bool:
+    """Whether the type is one of numbers by themselves: a dtype, not blocks and no format of layers."""
+    return name in _BITS or (name in TYPES and TYPES[name].block == 1)
+
+
 def nbytes(name: str, shape: Sequence[int]) -> int:
     """Bytes of a tensor of the ggml type, or the dtype of safetensors; ``shape`` in NumPy order.
 

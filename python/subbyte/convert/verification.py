@@ -20,7 +20,7 @@ from subbyte.convert.recipe import Recipe, computed
 from subbyte.convert.report import Report, Row, finite, table
 from subbyte.convert.rows import Rows
 from subbyte.convert.source import Source, is_checkpoint, is_gguf, open_source, stored_tensor
-from subbyte.convert.types import piece_columns, quantized
+from subbyte.convert.types import FLOATS, is_dtype, piece_columns, quantized
 from subbyte.convert.units import CHUNK
 from subbyte.convert.values import first_invalid_block, kind
 from subbyte.errors import CorruptError, Error, FormatError, UnsupportedError, warn
@@ -356,6 +356,9 @@ def _compare(
 def _grade(recipe: Recipe, origin: Recipe, row: Row | None) -> Grade:
     """What the class of a tensor promises; of an empty kind where only the values can tell."""
     content = origin.content
+    if _decoded(recipe, row) and row is not None and row.source_type != content.stored:
+        floats = not content.layered and not quantized(origin.type)
+        return Grade("quantized" if floats else "requantized")
     if not content.layered and not recipe.content.layered:
         return Grade(kind(origin.type, recipe.type))
     if row is not None and row.source_type == content.stored:
@@ -366,6 +369,11 @@ def _grade(recipe: Recipe, origin: Recipe, row: Row | None) -> Grade:
         held = origin.held_as(recipe.type)
         return Grade(held.kind, held.bound)
     return Grade("exact-value" if recipe.type == "F32" else "rounded")
+
+
+def _decoded(recipe: Recipe, row: Row | None) -> bool:
+    """Whether the manifest says that a tensor of floats was decoded from codes."""
+    return row is not None and recipe.type in FLOATS and not recipe.content.layered and not is_dtype(row.source_type)
 
 
 def _hashes(recipe: Recipe, promised: _Promised) -> str:
@@ -393,7 +401,7 @@ def _measured(
         before = origin.content.as_type("F32") if origin.content.layered else origin.content
         if origin.content.layered and recipe.type in ("F16", "BF16"):
             same = origin.content.as_type(recipe.type)
-        measure = Errors("F32" if before is None else before.type, _stored(whole, scale), grade)
+        measure = Errors("F32" if before is None else before.type, _stored(whole, scale, row), grade)
     together = hashed is not None and hashed.columns == recipe.columns
     units = [] if hashed is None or together else _units(hashed, _step(hashed, row))
     step = _step(recipe, row if together else None)
@@ -414,7 +422,11 @@ def _measured(
     return measure, problem
 
 
-def _stored(recipe: Recipe, scale: NDArray[np.float32] | None) -> Stored:
+def _stored(recipe: Recipe, scale: NDArray[np.float32] | None, row: Row | None) -> Stored:
+    if row is not None and _decoded(recipe, row):
+        counted = max(8 * row.source_nbytes // max(recipe.elements, 1), 1)
+        # The codes of a format may be floats, of which those of eight bits round like integers of at least five.
+        return Stored(recipe.type, bits_of(row.source_type) or min(counted, 5), None, scale)
     if not recipe.content.layered:
         return Stored(recipe.type, bits_of(recipe.type), None, scale)
     layers, name = layer_of(recipe.content)
