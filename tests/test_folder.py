@@ -154,10 +154,11 @@ def _lost_pages(dst: Path) -> None:
     path.write_bytes(data)
 
 
-def _strangers(dst: Path) -> None:
-    (partial_path(dst) / ".x.subbyte-tmp").write_text("left by a run that died")
+def _small_files(dst: Path) -> None:
     (partial_path(dst) / "sub").mkdir()
-    (partial_path(dst) / "sub" / "x").write_text("x")
+    (partial_path(dst) / "sub" / ".x.subbyte-tmp").write_text("left by a run that died")
+    (partial_path(dst) / "config.json").write_text("half")
+    manifest_path(partial_path(dst)).write_text("half")
 
 
 def _no_folder(dst: Path) -> None:
@@ -170,7 +171,7 @@ def _link(dst: Path) -> None:
     partial_path(dst).symlink_to(dst.parent / "precious", target_is_directory=True)
 
 
-@pytest.mark.parametrize("damage", [_no_shard, _short_shard, _lost_pages, _strangers, _no_folder, _link])
+@pytest.mark.parametrize("damage", [_no_shard, _short_shard, _lost_pages, _small_files, _no_folder, _link])
 def test_a_damaged_folder_costs_work_but_no_bytes(
     tmp_path: Path, good: dict[str, bytes], damage: Callable[[Path], None]
 ) -> None:
@@ -384,3 +385,78 @@ def test_the_folder_of_an_edited_plan_is_called_by_what_it_holds(tmp_path: Path)
     made = read_manifest(tmp_path / "edited")
     assert made is not None
     assert made.report["to"] == "hf.f32"
+
+
+@pytest.mark.parametrize("name", ["diary.txt", "config.json"])
+def test_somebodys_folder_under_the_unfinished_name_is_left_alone(tmp_path: Path, name: str) -> None:
+    dst = tmp_path / "out"
+    own = partial_path(dst) / name
+    own.parent.mkdir()
+    own.write_text("mine")
+    for options in ({}, {"fresh": True}, {"overwrite": True}):
+        with pytest.raises(subbyte.ArgumentError, match=rf"{name}', which no conversion wrote"):
+            subbyte.convert(TINY, dst, to=TO, **options)  # type: ignore[arg-type]
+        assert own.read_text() == "mine"
+        assert names(tmp_path) == [partial_path(dst).name]
+    own.unlink()
+    subbyte.convert(TINY, dst, to=TO)
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_somebodys_file_among_unfinished_ones_is_left_alone(
+    tmp_path: Path, good: dict[str, bytes], fresh: bool
+) -> None:
+    dst = tmp_path / "out"
+    stop(dst)
+    own = partial_path(dst) / "sub" / "diary.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    before = contents(partial_path(dst))
+    for _ in range(2):
+        with pytest.raises(subbyte.ArgumentError, match=r"diary\.txt', which no conversion wrote"):
+            subbyte.convert(TINY, dst, to=TO, fresh=fresh)
+        assert contents(partial_path(dst)) == before
+    own.unlink()
+    assert (subbyte.convert(TINY, dst, to=TO, fresh=fresh).resumed > 0) is not fresh
+    assert contents(dst) == good
+    assert names(tmp_path) == ["out"]
+
+
+def test_files_of_another_unfinished_conversion_can_be_given_up(tmp_path: Path, good: dict[str, bytes]) -> None:
+    dst = tmp_path / "out"
+    stop(dst, src=SMALL_LLAMA, after=300)
+    assert set(names(partial_path(dst))) - set(good)
+    subbyte.convert(TINY, dst, to=TO, fresh=True)
+    assert contents(dst) == good
+    assert names(tmp_path) == ["out"]
+
+
+def test_the_former_folder_goes_when_a_run_died_after_the_exchange(
+    tmp_path: Path, good: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dst = tmp_path / "out"
+    subbyte.convert(SMALL_LLAMA, dst, to="hf.f16")
+    old = contents(dst)
+
+    def die(folder: Path, files: object) -> None:
+        if folder.exists() and contents(folder) == old:
+            raise KeyboardInterrupt
+        remove(folder, files)
+
+    output = sys.modules["subbyte.convert.output"]
+    remove = output._remove
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "_remove", die)
+        with pytest.raises(KeyboardInterrupt):
+            subbyte.convert(TINY, dst, to=TO, overwrite=True)
+    assert contents(dst) == good
+    assert contents(partial_path(dst)) == old
+    assert names(tmp_path) == ["out", journal_path(dst).name, partial_path(dst).name]
+    (partial_path(dst) / "diary.txt").write_text("mine")
+    with pytest.raises(subbyte.ArgumentError, match=r"diary\.txt', which no conversion wrote"):
+        subbyte.convert(TINY, dst, to=TO)
+    (partial_path(dst) / "diary.txt").unlink()
+    assert subbyte.convert(TINY, dst, to=TO).unchanged
+    assert names(tmp_path) == ["out"]
+    assert contents(dst) == good

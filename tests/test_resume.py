@@ -393,3 +393,13 @@ def test_a_broken_manifest_proves_nothing(tmp_path: Path, text: str) -> None:
     with pytest.raises(subbyte.ArgumentError, match="exists already"):
         subbyte.convert(TINY, dst, to="gguf.q8_0")
     assert not subbyte.convert(TINY, dst, to="gguf.q8_0", overwrite=True).unchanged
+
+
+def test_an_unfinished_file_goes_when_the_complete_one_is_kept(tmp_path: Path, good: bytes) -> None:
+    dst = tmp_path / "out.gguf"
+    subbyte.convert(SMALL_LLAMA, dst, to=TO)
+    stop(dst, to="gguf.q8_0", overwrite=True)
+    assert partial_path(dst).exists()
+    assert subbyte.convert(SMALL_LLAMA, dst, to=TO).unchanged
+    assert dst.read_bytes() == good
+    assert names(tmp_path) == complete(dst)

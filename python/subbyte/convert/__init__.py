@@ -13,7 +13,7 @@ from subbyte import arguments, environment
 from subbyte.convert.executors import find_executor
 from subbyte.convert.journal import Journal, differences, identify
 from subbyte.convert.manifest import Manifest, find_manifest, pending_path
-from subbyte.convert.output import check_replaceable, check_target
+from subbyte.convert.output import check_replaceable, check_target, clear_partial
 from subbyte.convert.report import Report, Row
 from subbyte.convert.run import Cancel, Progress, made_folder, run
 from subbyte.convert.verification import Comparison, Verification, verify
@@ -144,6 +144,8 @@ def convert(
         if made is not None and same and not fresh:
             if pending_path(target).exists() or not made.describes(target):
                 made.refreshed(target).settle(target)
+            if journal.earlier:
+                clear_partial(made_plan, target, journal)
             journal.remove()
             return Report.from_json(made.report, src=origin, dst=target, unchanged=True)
         changed = [] if made is None else differences(made.identity, identity)

@@ -83,12 +83,16 @@ class Journal:
 
     Attributes:
         done: hashes of the units that are written, by number.
+        earlier: whether an earlier run left notes here, if only torn ones.
+        files: names in its unfinished folder, as far as it noted them.
     """
 
     def __init__(self, native: _native.Journal, dst: Path) -> None:
         self._native = native
         self._dst = dst
         self.done: dict[int, str] = {}
+        self.earlier = False
+        self.files: list[str] = []
         self._old: dict[str, Any] | None = None
         self._load()
 
@@ -119,6 +123,7 @@ class Journal:
             ArgumentError: something else is under the journal's name.
         """
         text = self._native.read(_MOST_BYTES)
+        self.earlier = bool(text)
         kept = 0
         for line in text.splitlines(keepends=True):
             entry = _parse(line)
@@ -127,6 +132,8 @@ class Journal:
                 if entry.get("subbyte_journal") != VERSION or not isinstance(identity, dict):
                     break
                 self._old = identity
+                files = entry.get("files")
+                self.files = [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
             else:
                 unit, sha256 = entry.get("unit"), entry.get("sha256")
                 if not isinstance(unit, int) or not isinstance(sha256, str):
@@ -140,11 +147,11 @@ class Journal:
                 "is there, but is no journal of a conversion, and would be lost; rename it, or choose another target",
                 file=journal_path(self._dst),
             )
-        if kept < len(text):
+        if 0 < kept < len(text):  # without a whole line it stays as the sign that a run was here
             self._native.truncate(kept)
 
-    def begin(self, identity: dict[str, Any], *, fresh: bool) -> bool:
-        """Whether units of an earlier run of the same conversion can be used; starts the journal otherwise.
+    def goes_on(self, identity: dict[str, Any], *, fresh: bool) -> bool:
+        """Whether units of an earlier run of the same conversion can be used; :meth:`begin` is to be called otherwise.
 
         Raises:
             ArgumentError: the earlier run was another conversion, and ``fresh`` is not set.
@@ -156,12 +163,13 @@ class Journal:
                 "it was started with, or start over with --fresh (fresh=True)",
                 file=self._dst,
             )
-        if self.done and not different and not fresh:
-            return True
-        self.done = {}
+        return bool(self.done) and not different and not fresh
+
+    def begin(self, identity: dict[str, Any], files: list[str]) -> None:
+        """Start over, with nothing written yet; ``files`` are the names in the folder that is to be written."""
+        self.done, self.earlier = {}, False
         self._native.truncate(0)
-        self._append({"subbyte_journal": VERSION, "identity": identity})
-        return False
+        self._append({"subbyte_journal": VERSION, "identity": identity, "files": files})
 
     def forget(self, units: list[int]) -> None:
         """Drop units whose bytes are not what the journal says; a later line about them counts again."""
@@ -185,8 +193,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Unlock; a journal without units goes."""
-        if self.done:
+        """Unlock; a journal that nothing can be gone on from, and that tells of no unfinished file, goes."""
+        if self.done or self.earlier:
             self._native.close()
         else:
             self._native.remove()

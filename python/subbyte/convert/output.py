@@ -10,10 +10,11 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from subbyte import _native
-from subbyte.convert.journal import journal_path, partial_path
+from subbyte.convert.journal import Journal, journal_path, partial_path
 from subbyte.convert.manifest import FileFacts, Manifest, find_manifest, manifest_path, pending_path
 from subbyte.errors import ArgumentError, Error, IoError
 from subbyte.io import same_file
@@ -41,7 +42,7 @@ class Output:
         try:
             self._check_space()
             if plan.folder:
-                self._begin_folder(resume)
+                self._partial.mkdir(exist_ok=True)
         except OSError as error:
             raise _named(error, self._partial) from None
         try:
@@ -62,13 +63,6 @@ class Output:
         if free + there < self._plan.nbytes:
             needed = f"{self._plan.nbytes - there:,} bytes are needed in {self._dst.parent}, {free:,} are free"
             raise Error(f"{needed}; make room and run it again", file=self._dst)
-
-    def _begin_folder(self, resume: bool) -> None:
-        if self._partial.is_symlink() or (self._partial.exists() and not self._partial.is_dir()):
-            self._partial.unlink()  # not through a link that somebody put there
-        elif not resume and self._partial.exists():
-            shutil.rmtree(self._partial)
-        self._partial.mkdir(exist_ok=True)
 
     def _begin(self, file: TensorFile, resume: bool) -> None:
         # In a folder that is unfinished as a whole, files have their names from the start.
@@ -122,7 +116,6 @@ class Output:
             facts[file.name] = self._facts(file, self._partial / file.name)
             writer.commit()
         try:
-            self._remove_others()
             for small in self._plan.small:
                 path = self._partial / small.name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +124,8 @@ class Output:
             Manifest(identity, facts, report).write(manifest_path(self._partial))
             _native.place_folder(os.fspath(self._partial), os.fspath(self._dst))
             if self._partial.exists():  # what had the name before
-                shutil.rmtree(self._partial)
+                made = find_manifest(self._partial)
+                _remove(self._partial, [*(made.paths(self._partial) if made else ()), manifest_path(self._partial)])
         except OSError as error:
             if isinstance(error, Error):
                 raise
@@ -142,15 +136,6 @@ class Output:
         if found.nbytes != file.layout.nbytes:
             raise Error(f"{found.nbytes:,} bytes were written, {file.layout.nbytes:,} were planned", file=path)
         return found
-
-    def _remove_others(self) -> None:
-        """Remove what a run that died left in the unfinished folder, and is no part of the plan."""
-        planned = {self._partial / file.name for file in self._plan.files}
-        for path in sorted(self._partial.rglob("*"), reverse=True):
-            if path.is_dir() and not path.is_symlink():
-                path.rmdir()
-            elif path not in planned:
-                path.unlink()
 
     def abort(self) -> None:
         """Let go of the files; what is written stays for a later run."""
@@ -163,11 +148,65 @@ class Output:
             writer.discard()
         _native.remove_file(os.fspath(pending_path(self._dst)))
         if self._plan.folder and not self._partial.is_symlink():
-            shutil.rmtree(self._partial, ignore_errors=True)
+            with suppress(OSError):
+                _remove(self._partial, _files_of(self._partial, self._plan.sizes))
 
 
 def _named(error: OSError, path: Path) -> IoError:
     return IoError.from_errno(error.errno, os.strerror(error.errno or 0), os.fspath(error.filename or path))
+
+
+def clear_partial(plan: Plan, dst: Path, journal: Journal, *, keep: bool = False) -> None:
+    """Remove what earlier runs left under the unfinished name of ``dst``; with ``keep``, but for tensors of the plan.
+
+    That may also be the folder which had the target's name before, when a run died right after exchanging them. What
+    neither a plan nor a manifest knows is somebody's own, and a folder without a journal beside it is so as a whole.
+
+    Raises:
+        ArgumentError: something is there that no conversion wrote.
+        IoError: the system refused.
+    """
+    partial = partial_path(dst)
+    folder = partial.is_dir() and not partial.is_symlink()
+    if not os.path.lexists(partial) or (not folder and not plan.folder and (keep or not journal.earlier)):
+        return
+    there = [path for path in partial.rglob("*") if path.is_symlink() or not path.is_dir()] if folder else [partial]
+    made = find_manifest(partial) if folder else None
+    known = {partial, *_files_of(partial, (*plan.sizes, *journal.files)), *(made.paths(partial) if made else ())}
+    others = [path for path in there if path not in known and not path.name.endswith(_TEMPORARY)]
+    if not journal.earlier:
+        others = there
+    if others:
+        raise ArgumentError(
+            f"'{others[0]}', which no conversion wrote, is where an unfinished one is kept, and would be lost; move "
+            "it, or choose another name",
+            file=dst,
+        )
+    kept = {partial / file.name for file in plan.files} if keep else set()
+    try:
+        _remove(partial, [path for path in there if path not in kept])
+    except OSError as error:
+        raise _named(error, partial) from None
+
+
+_TEMPORARY = ".subbyte-tmp"
+"""What the names of small files end in until they are complete."""
+
+
+def _files_of(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Files of a folder by their names, and its manifest, without which nobody could tell whose they are, last."""
+    return [*(folder / name for name in names), manifest_path(folder)]
+
+
+def _remove(partial: Path, files: Iterable[Path]) -> None:
+    """Remove these files, and the folders that are empty then; of a folder the manifest last."""
+    manifest = manifest_path(partial)
+    for path in sorted(files, key=lambda path: path == manifest):
+        path.unlink(missing_ok=True)
+    if partial.is_dir():
+        for folder in [*sorted((path for path in partial.rglob("*") if path.is_dir()), reverse=True), partial]:
+            if not folder.is_symlink() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def check_target(plan: Plan, dst: Path, also: Iterable[Path] = ()) -> None:

@@ -18,7 +18,7 @@ from subbyte.convert.executors import Executor
 from subbyte.convert.executors.threads import ahead, pool
 from subbyte.convert.journal import Journal, differences, identify
 from subbyte.convert.manifest import combined, digest
-from subbyte.convert.output import Output
+from subbyte.convert.output import Output, clear_partial
 from subbyte.convert.report import Report, Row
 from subbyte.convert.units import Unit, in_pieces, unit_rows, units
 from subbyte.errors import CancelledError, Error, IoError
@@ -59,7 +59,10 @@ def run(
         Error: there is too little space, or the source is damaged.
     """
     identity = identify(plan)
-    resume = journal.begin(identity, fresh=fresh)
+    resume = journal.goes_on(identity, fresh=fresh)
+    clear_partial(plan, dst, journal, keep=resume)
+    if not resume:
+        journal.begin(identity, list(plan.sizes))
     output = Output(plan, dst, resume=resume)
     job = _Job(plan, dst, journal, executor, output, progress, cancel)
     journal.forget([unit.number for unit in job.units if unit.tensor in output.new and unit.number in journal.done])
