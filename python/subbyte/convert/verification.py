@@ -357,8 +357,7 @@ def _grade(recipe: Recipe, origin: Recipe, row: Row | None) -> Grade:
     """What the class of a tensor promises; of an empty kind where only the values can tell."""
     content = origin.content
     if _decoded(recipe, row) and row is not None and row.source_type != content.stored:
-        floats = not content.layered and not quantized(origin.type)
-        return Grade("quantized" if floats else "requantized")
+        return Grade("quantized" if is_dtype(content.stored) else "requantized")
     if not content.layered and not recipe.content.layered:
         return Grade(kind(origin.type, recipe.type))
     if row is not None and row.source_type == content.stored:
@@ -401,7 +400,7 @@ def _measured(
         before = origin.content.as_type("F32") if origin.content.layered else origin.content
         if origin.content.layered and recipe.type in ("F16", "BF16"):
             same = origin.content.as_type(recipe.type)
-        measure = Errors("F32" if before is None else before.type, _stored(whole, scale, row), grade)
+        measure = Errors("F32" if before is None else before.type, _stored(whole, scale, grade, row), grade)
     together = hashed is not None and hashed.columns == recipe.columns
     units = [] if hashed is None or together else _units(hashed, _step(hashed, row))
     step = _step(recipe, row if together else None)
@@ -422,8 +421,8 @@ def _measured(
     return measure, problem
 
 
-def _stored(recipe: Recipe, scale: NDArray[np.float32] | None, row: Row | None) -> Stored:
-    if row is not None and _decoded(recipe, row):
+def _stored(recipe: Recipe, scale: NDArray[np.float32] | None, grade: Grade, row: Row | None) -> Stored:
+    if row is not None and _decoded(recipe, row) and grade.kind in ("quantized", "requantized"):
         counted = max(8 * row.source_nbytes // max(recipe.elements, 1), 1)
         # The codes of a format may be floats, of which those of eight bits round like integers of at least five.
         return Stored(recipe.type, bits_of(row.source_type) or min(counted, 5), None, scale)
