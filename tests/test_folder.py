@@ -17,7 +17,7 @@ import pytest
 import subbyte
 from checkpoints import GOLDEN, SMALL_LLAMA, checkpoint, llama_tensors
 from server import serve
-from subbyte import _native
+from subbyte import _native, cli
 from subbyte.convert.journal import Journal, journal_path, partial_path
 from subbyte.convert.manifest import manifest_path, read_manifest
 from subbyte.io.safetensors import SafetensorsFile, write_safetensors
@@ -460,3 +460,40 @@ def test_the_former_folder_goes_when_a_run_died_after_the_exchange(
     assert subbyte.convert(TINY, dst, to=TO).unchanged
     assert names(tmp_path) == ["out"]
     assert contents(dst) == good
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda dst: sorted(dst.glob("*.safetensors"))[0].unlink(), "model-00001-of-00003.safetensors: missing"),
+        (lambda dst: (dst / "model.safetensors.index.json").unlink(), "model.safetensors.index.json: missing"),
+        (lambda dst: (dst / "config.json").write_text('{"a'), "config.json: 3 bytes, the manifest has"),
+        (lambda dst: _cut(sorted(dst.glob("*.safetensors"))[1]), "model-00002-of-00003.safetensors: "),
+    ],
+    ids=["shard", "index", "config", "cut"],
+)
+def test_what_is_missing_or_broken_is_reported_by_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], object], says: str
+) -> None:
+    dst = tmp_path / "out"
+    subbyte.convert(TINY, dst, to=TO)
+    damage(dst)
+    for against in ([], ["--against", str(TINY)]):
+        assert cli.main(["verify", str(dst), *against]) == 1
+        assert f"FAILED: {says}" in capsys.readouterr().out
+    found = subbyte.verify(dst)
+    assert found.to_json()["ok"] is False
+    assert len(found.failures) == 2  # the manifest, and who could not open it
+    manifest_path(dst).unlink()
+    with pytest.raises(subbyte.Error):
+        subbyte.verify(dst)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_a_file_that_is_gone_is_reported_by_the_manifest(tmp_path: Path) -> None:
+    subbyte.convert(TINY, tmp_path / "a.gguf", to="gguf.q8_0")
+    (tmp_path / "a.gguf").unlink()
+    assert subbyte.verify(tmp_path / "a.gguf").failures[0] == "a.gguf: missing, the manifest has it"

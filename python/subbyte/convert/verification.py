@@ -152,16 +152,23 @@ def verify(
 
     Raises:
         UnsupportedError: ``path`` is neither.
-        Error: a file cannot be opened or read.
+        Error: a file cannot be opened or read, and no manifest tells what is wrong with it.
     """
     path = checked_path(path)
     origin_path = None if against is None else place(against, "against")
-    checked = stored_recipes(path)
+    promised = _promised(path)
+    try:
+        checked = stored_recipes(path)
+    except Error as error:
+        if not promised.failures:
+            raise
+        found = tuple(dict.fromkeys([*promised.failures, str(error)]))
+        told = f"headers and small files, by the manifest; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        return Verification(path, origin_path, (), found, (), told)
     read = open_source if is_gguf(path) else dense_source
     source = None if origin_path is None else read(origin_path)
     warn(() if source is None else source.warnings)
     total = sum(recipe.elements for recipe in checked)
-    promised = _promised(path)
     origins = _origins(source, checked)
     how = [f"{sum(recipe.source_nbytes for recipe in checked):,} bytes of tensors: scales and values finite"]
     how += [f"{len(promised.tensors)} hashes of the manifest"] if promised.tensors else []
