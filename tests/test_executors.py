@@ -107,21 +107,21 @@ def test_a_source_that_a_machine_lacks_is_an_error_of_ours(tmp_path: Path) -> No
 def test_units_of_a_layer_that_is_made_whole_go_together() -> None:
     plan = planned(SMALL_LLAMA, "gptq")
     todo = list(units(plan.tensors))
-    groups = list(cluster.together(plan.tensors, todo))
+    groups = list(cluster.together(plan.tensors, todo, cluster.MOST_TOGETHER))
     assert [unit for group in groups for unit in group] == todo
     names = [sorted({plan.tensors[unit.tensor].name for unit in group}) for group in groups]
     layer = next(group for group in names if any("q_proj" in name for name in group))
     module = layer[0].rpartition(".")[0]
     assert layer == [f"{module}.{plane}" for plane in ("g_idx", "qweight", "qzeros", "scales")]
     dense = planned(SMALL_LLAMA, "gguf.q8_0")
-    assert all(len(group) == 1 for group in cluster.together(dense.tensors, list(units(dense.tensors))))
+    alone = cluster.together(dense.tensors, list(units(dense.tensors)), cluster.MOST_TOGETHER)
+    assert all(len(group) == 1 for group in alone)
 
 
-def test_large_layers_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "MOST_TOGETHER", 5000)
+def test_large_layers_are_divided() -> None:
     plan = planned(SMALL_LLAMA, "gptq")
     todo = list(units(plan.tensors))
-    groups = list(cluster.together(plan.tensors, todo))
+    groups = list(cluster.together(plan.tensors, todo, 5000))
     assert [unit for group in groups for unit in group] == todo
     assert all(len(group) == 1 or sum(unit.nbytes for unit in group) <= 5000 for group in groups)
     assert any(len(group) > 1 for group in groups)
