@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -91,7 +91,9 @@ class Layers(Mapping[str, Layer]):
         self.format = self._mapped.format
         self.notes = self._mapped.notes
         self.config = self._mapped.config
-        self.tensors = SafetensorsFile(path, mmap=False)
+        opened = self._mapped.source
+        shared = isinstance(opened, SafetensorsFile) and isinstance(path, remote.RemotePath)  # which is never mapped
+        self.tensors: SafetensorsFile = cast(SafetensorsFile, opened) if shared else SafetensorsFile(path, mmap=False)
         self._layers = {name: weight.layer for name, weight in self._mapped.items() if weight.layer is not None}
         self.kept, self._looked = Kept(), Kept()
         self._looked_at = 0
