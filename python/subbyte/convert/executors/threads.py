@@ -16,7 +16,7 @@ from subbyte.planning.output import Plan
 POLL = 0.2
 """Seconds between two looks at whether to stop."""
 
-MOST_TOGETHER = 32 << 20
+MOST_TOGETHER = 8 << 20
 """Bytes of the units that one thread makes after each other: those of a layer, whose planes are made together."""
 
 T = TypeVar("T")
